@@ -1,0 +1,7 @@
+"""One trick, one file."""
+
+# A second copy of every class would follow: isinstance and discovery would then fail without a word.
+if __name__ != "hanzoo.training.tricks":
+    raise ImportError(
+        f"{__name__!r} is a folder of the working directory; write 'from hanzoo.training.tricks import ...'"
+    )
