@@ -1,0 +1,904 @@
+"""Texts in and tagged texts out, in order and in constant memory: what `predict.py` reads and writes.
+
+Read: `.txt` and standard input (one text a line), `.jsonl` / `.json` (one object a line), `.csv` (with a header), each also
+as `.gz`, and `.parquet`. A line or record that cannot be tagged never ends the run: it becomes a `Row` with an `error`.
+
+Written: JSON lines, one object a text, `{"text": ..., "entities": [...]}` or `{"text": ..., "error": "..."}`, with the keys
+of the input record kept. A csv file stays csv and a parquet file stays parquet, where the output is a file: they gain the
+columns `entities` (in csv: the same JSON) and `error`. A column of these two names that was there before is replaced.
+What is written is always valid UTF-8: a lone surrogate, which only JSON can carry, goes out as the escape it came in as.
+
+A named file that is empty is an error, like one that is missing; empty standard input is no rows.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import csv
+import datetime
+import errno
+import gzip
+import io
+import json
+import math
+import os
+import re
+import shutil
+import stat
+import sys
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal, Self, cast
+
+from hanzoo.data.document import Entity
+from hanzoo.errors import DataError, StorageError
+
+Format = Literal["txt", "jsonl", "csv", "parquet"]
+
+SUFFIXES: Mapping[str, Format] = {
+    ".txt": "txt",
+    ".jsonl": "jsonl",
+    ".json": "jsonl",  # CLUENER's own files: JSON lines by the name of .json
+    ".csv": "csv",
+    ".parquet": "parquet",
+}
+ADDED_COLUMNS = ("entities", "error")
+
+_ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
+_BOM = b"\xef\xbb\xbf"
+_LARGEST_CSV_FIELD = 2**31 - 1  # characters; the module's default of 131,072 refuses a long document
+_PARQUET_BATCH = 512  # rows read at a time
+_PARQUET_ROW_GROUP = (65_536, 32 * 2**20)  # rows, bytes: a row group is written when it reaches either
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One text of the input, or the reason why there is none.
+
+    Attributes:
+        text: the text as given; None where `error` says why it cannot be tagged.
+        error: None, or one sentence: where, what must hold, what is, what to do.
+        columns: the record as given, the text's own column included, in its order.
+        place: "file:line" ("file:row N" in parquet), both counted from 1.
+    """
+
+    text: str | None
+    error: str | None
+    columns: Mapping[str, Any]
+    place: str
+
+
+class RowReader(Iterator[Row]):
+    """The rows of one input, in order; a context manager that closes it.
+
+    Attributes:
+        path: the file, or None for standard input.
+        format: how the input is written.
+        text_column: the name under which the text stands in each row's `columns`.
+        header: the columns known beforehand (txt, csv, parquet); None for JSON lines, where each record has its own.
+        schema: the pyarrow schema of a parquet file, else None.
+        has_bom: whether a csv file starts with a byte order mark, as Excel writes and needs it.
+    """
+
+    def __init__(
+        self,
+        rows: Iterator[Row],
+        close: Callable[[], None],
+        *,
+        path: Path | None,
+        format: Format,
+        text_column: str,
+        header: tuple[str, ...] | None,
+        schema: Any = None,
+        has_bom: bool = False,
+    ) -> None:
+        self._rows = rows
+        self._close = close
+        self.path = path
+        self.format = format
+        self.text_column = text_column
+        self.header = header
+        self.schema = schema
+        self.has_bom = has_bom
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Row:
+        with _reading(_name(self.path)):
+            return next(self._rows)
+
+    def close(self) -> None:
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_rows(path: str | Path | None, *, text_column: str = "text") -> RowReader:
+    """Open an input and return its rows, to be iterated once; what is wrong with the file as a whole is raised here.
+
+    txt, standard input: one text a line, split at "\\n" only, one "\\r" before it dropped; a blank line is the text "".
+    jsonl: one object a line, the text under `text_column`; blank lines are skipped.
+    csv: RFC 4180 with a header; blank lines are skipped. Raises the `csv` module's field limit for the whole process.
+    parquet: any table with a column of strings.
+
+    Args:
+        path: the file; None or "-" for standard input.
+        text_column: the column (jsonl: the key) that holds the text. Without meaning for txt and standard input.
+
+    Raises:
+        DataError: the file is missing, empty, unreadable, of an unknown suffix, or has no such column. While iterating:
+            the file cannot be read to its end (a disk error, a truncated .gz).
+    """
+    if path is None or str(path) == "-":
+        if sys.stdin is None:
+            raise DataError("standard input: must be open, but is closed. Name a file, or pipe texts in.")
+        lines = sys.stdin.buffer
+        return RowReader(
+            _txt_rows(lines, _name(None)), _nothing, path=None, format="txt", text_column="text", header=("text",)
+        )
+    path = Path(path)
+    name = _name(path)
+    format = _format_of(path)
+    if format is None:
+        raise DataError(
+            f"{name}: the suffix must be one of {', '.join(SUFFIXES)} (or .txt.gz, .jsonl.gz, .csv.gz), but is "
+            f"{path.suffix!r}. Rename the file, or pipe it through standard input as one text a line."
+        )
+    with _reading(name):
+        if format == "parquet":
+            return _open_parquet(path, name, text_column)
+        stream = _open_bytes(path)
+        try:
+            start = stream.peek(len(_BOM))[: len(_BOM)]
+            if not start:
+                raise DataError(f"{name}: the file must hold texts, but is empty. Check how it was made.")
+            if format == "csv":
+                return _open_csv(path, stream, name, text_column, has_bom=start == _BOM)
+        except BaseException:
+            stream.close()
+            raise
+    if format == "jsonl":
+        rows = _jsonl_rows(stream, name, text_column)
+        return RowReader(rows, stream.close, path=path, format=format, text_column=text_column, header=None)
+    rows = _txt_rows(stream, name)
+    return RowReader(rows, stream.close, path=path, format=format, text_column="text", header=("text",))
+
+
+def _name(path: Path | None) -> str:
+    return "standard input" if path is None else str(path)
+
+
+def _open_bytes(path: Path) -> io.BufferedReader:
+    if path.suffix.lower() == ".gz":
+        # A GzipFile is no BufferedReader, but has all of it that is used here: peek, iteration, what TextIOWrapper wants.
+        return cast(io.BufferedReader, gzip.GzipFile(path, "rb"))
+    return path.open("rb")
+
+
+def _nothing() -> None:
+    """Standard input is not ours to close."""
+
+
+def _format_of(path: Path) -> Format | None:
+    """The format that a file's suffix names, `.gz` aside (parquet compresses by itself)."""
+    if path.suffix.lower() != ".gz":
+        return SUFFIXES.get(path.suffix.lower())
+    inner = SUFFIXES.get(Path(path.stem).suffix.lower())
+    return None if inner == "parquet" else inner
+
+
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(f"{name}: the file must exist, but does not. Check the path.") from error
+    except IsADirectoryError as error:
+        raise DataError(f"{name}: the input must be a file, but is a folder. Name one file in it.") from error
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(
+            f"{name}: the file must be readable to its end, but is not: {reason}. Check the file."
+        ) from error
+
+
+def _clip(value: object, length: int = 60) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= length else shown[: length - 1] + "…"
+
+
+def _not_utf8(place: str, what: str, byte: int) -> str:
+    return (
+        f"{place}: {what} must be UTF-8, but holds the byte 0x{byte:02x}. "
+        "Convert the file, for example: iconv -f GB18030 -t UTF-8."
+    )
+
+
+def _lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    """The lines of a stream, counted from 1, without their end and without a byte order mark at the start."""
+    for number, line in enumerate(stream, start=1):
+        if number == 1:
+            line = line.removeprefix(_BOM)
+            if not line:
+                continue  # nothing but a mark, and not even an end of line: no row
+        yield number, line.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def _txt_rows(stream: IO[bytes], name: str) -> Iterator[Row]:
+    for number, line in _lines(stream):
+        place = f"{name}:{number}"
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            yield Row(None, _not_utf8(place, "a line", line[error.start]), {"text": None}, place)
+        else:
+            yield Row(text, None, {"text": text}, place)
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):  # 1e999: it could not be written back as JSON
+        raise ValueError(f"the number {number} is out of range")
+    return value
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _jsonl_rows(stream: IO[bytes], name: str, text_column: str) -> Iterator[Row]:
+    for number, line in _lines(stream):
+        if not line.strip():
+            continue
+        place = f"{name}:{number}"
+        nothing = {text_column: None}
+        try:
+            record = json.loads(line.decode("utf-8"), parse_float=_finite, parse_constant=_no_constant)
+        except UnicodeDecodeError as error:
+            yield Row(None, _not_utf8(place, "a line", line[error.start]), nothing, place)
+            continue
+        except (ValueError, RecursionError) as error:
+            shown = _clip(line.decode("utf-8"))
+            yield Row(
+                None,
+                f"{place}: a line must be one JSON object, but is {shown} ({error}). Fix the line.",
+                nothing,
+                place,
+            )
+            continue
+        if not isinstance(record, dict):
+            message = f"{place}: a line must be one JSON object, but is {_clip(record)}. Fix the line."
+            yield Row(None, message, nothing, place)
+            continue
+        text = record.get(text_column)
+        if isinstance(text, str):
+            yield Row(text, None, record, place)
+            continue
+        if text_column in record:
+            message = f"{place}: {text_column!r} must be a string, but is {_clip(text)}. Fix the line."
+        else:
+            known = ", ".join(map(repr, record)) or "none"
+            message = (
+                f"{place}: the object must have the key {text_column!r}, but its keys are {_clip_text(known)}. "
+                "Add it, or name the key of the text with --text-column."
+            )
+        yield Row(None, message, {**nothing, **record}, place)
+
+
+def _clip_text(text: str, length: int = 200) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _column_error(name: str, text_column: str, columns: Sequence[str]) -> DataError:
+    known = _clip_text(", ".join(map(repr, columns)) or "none")
+    return DataError(
+        f"{name}: the file must have a column {text_column!r}, but its columns are {known}. "
+        "Name the column that holds the text with --text-column."
+    )
+
+
+def _check_unique(name: str, columns: Sequence[str]) -> None:
+    for column in columns:
+        if columns.count(column) > 1:
+            raise DataError(f"{name}: column names must be unique, but {column!r} comes twice. Rename one of them.")
+
+
+def _open_csv(path: Path, stream: io.BufferedReader, name: str, text_column: str, *, has_bom: bool) -> RowReader:
+    if csv.field_size_limit() < _LARGEST_CSV_FIELD:
+        csv.field_size_limit(_LARGEST_CSV_FIELD)
+    # Bytes that are not UTF-8 come through as lone surrogates, so that one bad record does not end the run.
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    # Strict, for otherwise '"a"b' is read as 'ab': a text that is not in the file.
+    records = csv.reader(text, strict=True)
+    try:
+        header = next(records, [])
+    except csv.Error as error:
+        raise DataError(f"{name}:1: the header must be a line of csv, but is not ({error}). Fix the line.") from error
+    damaged = _first_escaped_byte("".join(header))
+    if damaged is not None and text_column not in header:
+        raise DataError(_not_utf8(f"{name}:1", "the header", damaged))
+    header = [_show_bytes(column) for column in header]
+    if text_column not in header:
+        raise _column_error(name, text_column, header)
+    _check_unique(name, header)
+    return RowReader(
+        _csv_rows(records, name, text_column, tuple(header)),
+        text.close,
+        path=path,
+        format="csv",
+        text_column=text_column,
+        header=tuple(header),
+        has_bom=has_bom,
+    )
+
+
+def _first_escaped_byte(text: str) -> int | None:
+    """The first byte that was not UTF-8, out of the lone surrogate that `surrogateescape` made of it."""
+    found = _ESCAPED_BYTE.search(text)
+    return None if found is None else ord(found[0]) - 0xDC00
+
+
+def _show_bytes(text: str) -> str:
+    r"""Bytes that are not UTF-8 as \xNN, the rest as it is."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+# typeshed names no public type for a csv reader; the two members used are `__next__` and `line_num`.
+def _csv_rows(records: Any, name: str, text_column: str, header: tuple[str, ...]) -> Iterator[Row]:
+    while True:
+        place = f"{name}:{records.line_num + 1}"
+        try:
+            fields: list[str] = next(records)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            message = f"{place}: a record must be valid csv, but is not ({error}). Fix its quotes."
+            yield Row(None, message, {text_column: None}, place)
+            continue
+        if not fields:
+            continue
+        damaged = _first_escaped_byte("".join(fields))
+        columns: dict[str, str | None] = {text_column: None} if len(fields) < len(header) else {}
+        columns.update(zip(header, map(_show_bytes, fields) if damaged is not None else fields, strict=False))
+        if damaged is not None:
+            yield Row(None, _not_utf8(place, "a record", damaged), columns, place)
+        elif len(fields) != len(header):
+            message = (
+                f"{place}: a record must hold {len(header)} fields ({_clip_text(', '.join(header))}), "
+                f"but holds {len(fields)}: {_clip(fields)}. Fix the record."
+            )
+            yield Row(None, message, columns, place)
+        else:
+            yield Row(columns[text_column], None, columns, place)
+
+
+class ParquetRecord(Mapping[str, Any]):
+    """One row of a parquet file: values are converted when asked for, and written back with their types untouched."""
+
+    __slots__ = ("batch", "index")
+
+    def __init__(self, batch: Any, index: int) -> None:
+        self.batch = batch  # pyarrow.RecordBatch
+        self.index = index
+
+    def __getitem__(self, column: str) -> Any:
+        position = self.batch.schema.get_field_index(column)
+        if position < 0:
+            raise KeyError(column)
+        scalar = self.batch.column(position)[self.index]
+        try:
+            return _json_value(scalar.as_py())
+        except UnicodeDecodeError:
+            return scalar.as_buffer().to_pybytes().decode("utf-8", "backslashreplace")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.batch.schema.names)
+
+    def __len__(self) -> int:
+        return int(self.batch.num_columns)
+
+
+def _json_value(value: Any) -> Any:
+    """A value of a parquet column as JSON has it: times as ISO 8601, bytes as base64, not-a-number as null."""
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, Mapping):
+        return {str(key): _json_value(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_value(item) for item in value]
+    return str(value)
+
+
+def _open_parquet(path: Path, name: str, text_column: str) -> RowReader:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with path.open("rb") as stream:
+        if not stream.read(1):
+            raise DataError(f"{name}: the file must hold texts, but is empty. Check how it was made.")
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowException as error:
+        raise DataError(f"{name}: the file must be parquet, but is not ({error}). Check the file.") from error
+    try:
+        schema = file.schema_arrow
+        if text_column not in schema.names:
+            raise _column_error(name, text_column, schema.names)
+        _check_unique(name, schema.names)
+        kind = schema.field(text_column).type
+        values = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not (pa.types.is_string(values) or pa.types.is_large_string(values) or pa.types.is_string_view(values)):
+            raise DataError(
+                f"{name}: the column {text_column!r} must hold strings, but holds {kind}. "
+                "Name another column with --text-column, or convert this one."
+            )
+    except BaseException:
+        file.close()
+        raise
+    return RowReader(
+        _parquet_rows(file, name, text_column),
+        file.close,
+        path=path,
+        format="parquet",
+        text_column=text_column,
+        header=tuple(schema.names),
+        schema=schema,
+    )
+
+
+def _parquet_rows(file: Any, name: str, text_column: str) -> Iterator[Row]:
+    import pyarrow as pa
+
+    number = 0
+    batches = file.iter_batches(batch_size=_PARQUET_BATCH)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except pa.ArrowException as error:
+            raise DataError(
+                f"{name}: the file must be readable to its end, but is not ({error}). Check the file."
+            ) from error
+        texts = batch.column(batch.schema.get_field_index(text_column))
+        for index in range(batch.num_rows):
+            number += 1
+            place = f"{name}:row {number}"
+            record = ParquetRecord(batch, index)
+            try:
+                text = texts[index].as_py()
+            except UnicodeDecodeError as error:
+                yield Row(None, _not_utf8(place, f"{text_column!r}", error.object[error.start]), record, place)
+                continue
+            if text is None:
+                message = f"{place}: {text_column!r} must be a string, but is null. Fill it in or leave the row out."
+                yield Row(None, message, record, place)
+            else:
+                yield Row(text, None, record, place)
+
+
+class AtomicFile:
+    """A file to write bytes to that appears whole or not at all; a context manager.
+
+    It is written beside the target under a name that starts with a dot, flushed to the disk, and renamed into place at
+    the end of the `with` block; where the block raises, it is removed and the target is as it was. A target that is no
+    regular file (/dev/stdout, a named pipe) is written straight into; one that is a link is followed.
+
+    Raises:
+        StorageError: it cannot be created, written, flushed or renamed: no room, no permission, no such folder.
+        BrokenPipeError: the target is a pipe and its reader has gone.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        target = Path(os.path.realpath(self.path))
+        with storage_errors(str(self.path)):
+            self._target: Path | None = target
+            if target.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "it is a folder")
+            if not target.parent.is_dir():
+                raise FileNotFoundError(errno.ENOENT, f"the folder {self.path.parent} does not exist")
+            if target.exists() and not stat.S_ISREG(target.stat().st_mode):
+                self._partial = target
+                self._target = None
+                self.stream: io.BufferedWriter = target.open("wb")
+                return
+            self._partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+            self.stream = self._partial.open("wb")
+            if target.exists():
+                shutil.copymode(target, self._partial)
+
+    def write(self, content: bytes) -> None:
+        with storage_errors(str(self.path)):
+            self.stream.write(content)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._discard()
+            return
+        try:
+            with storage_errors(str(self.path)):
+                self._commit()
+        except BaseException:
+            self._discard()
+            raise
+
+    def _commit(self) -> None:
+        self.stream.flush()
+        if self._target is None:
+            self.stream.close()
+            return
+        os.fsync(self.stream.fileno())
+        self.stream.close()
+        self._partial.replace(self._target)
+        if hasattr(os, "O_DIRECTORY"):  # the rename itself reaches the disk with the folder; Windows has no such call
+            folder = os.open(self._target.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+    def _discard(self) -> None:
+        with contextlib.suppress(OSError):  # what could not be written before cannot be now, and is thrown away
+            self.stream.close()
+        if self._target is not None:
+            self._partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def storage_errors(name: str) -> Iterator[None]:
+    """Turn the system's refusal to write `name` into one StorageError. A closed pipe stays a BrokenPipeError."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StorageError(
+            f"{name}: the output must be writable, but is not: {reason}. Nothing was left half-written. "
+            "Make room, or name another place."
+        ) from error
+
+
+class RowWriter(ABC):
+    """Writes what was found, row by row, in the order given; a context manager.
+
+    Where the `with` block ends without an error the output is complete; where it raises, an output file is left as it was
+    before (lines on standard output have gone).
+
+    Attributes:
+        num_rows: rows written so far.
+        num_errors: those among them that hold an `error`.
+    """
+
+    def __init__(self) -> None:
+        self.num_rows = 0
+        self.num_errors = 0
+
+    def write(self, row: Row, entities: Sequence[Entity] | None) -> None:
+        """Write one row with its entities; `entities` is not looked at (None will do) where the row has an error.
+
+        Raises:
+            StorageError: no room, no permission.
+            BrokenPipeError: the reader of a pipe has gone; the caller should end quietly.
+        """
+        if row.error is None and entities is None:
+            raise ValueError(f"{row.place}: a row without an error must come with its entities")
+        self.num_rows += 1
+        self.num_errors += row.error is not None
+        self._write(row, entities or ())
+
+    @abstractmethod
+    def _write(self, row: Row, entities: Sequence[Entity]) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    @abstractmethod
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def entity_record(entity: Entity) -> dict[str, Any]:
+    """An entity as the keys and values that are written."""
+    return {
+        "start": entity.start,
+        "end": entity.end,
+        "label": entity.label,
+        "text": entity.text,
+        "confidence": entity.confidence,
+    }
+
+
+def json_line(record: Mapping[str, Any]) -> bytes:
+    """One object as a line of UTF-8 JSON: Chinese as it is, a lone surrogate as its escape."""
+    line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+    return line.encode("utf-8", "backslashreplace")  # only surrogates fail to encode, and "\ud83d" is JSON's own escape
+
+
+def _json_record(row: Row, entities: Sequence[Entity]) -> dict[str, Any]:
+    record = {key: value for key, value in row.columns.items() if key not in ADDED_COLUMNS}
+    if row.error is None:
+        record["entities"] = [entity_record(entity) for entity in entities]
+    else:
+        record["error"] = row.error
+    return record
+
+
+class StandardOutputWriter(RowWriter):
+    """JSON lines to standard output, each flushed: the next command in the pipe sees a text as soon as it is tagged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        if sys.stdout is None:
+            raise StorageError("standard output: must be open, but is closed. Name a file with --output.")
+        sys.stdout.flush()
+        self._stream = sys.stdout.buffer
+
+    def _write(self, row: Row, entities: Sequence[Entity]) -> None:
+        with storage_errors("standard output"):
+            try:
+                rest = memoryview(json_line(_json_record(row, entities)))
+                while rest:  # unbuffered (python -u), one write may take a part only
+                    rest = rest[self._stream.write(rest) :]
+                self._stream.flush()
+            except OSError:
+                self._drop_buffer()
+                raise
+
+    def _drop_buffer(self) -> None:
+        """Send what standard output still holds nowhere: at exit Python would try again, and complain a second time."""
+        with contextlib.suppress(io.UnsupportedOperation):  # not a real file, as under a test's capture
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            try:
+                os.dup2(nowhere, self._stream.fileno())
+            finally:
+                os.close(nowhere)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Every line has been flushed."""
+
+
+class JSONLinesWriter(RowWriter):
+    """JSON lines into a file, compressed where its name ends in .gz."""
+
+    def __init__(self, output: Path) -> None:
+        super().__init__()
+        self._file = _TextFile(output)
+
+    def _write(self, row: Row, entities: Sequence[Entity]) -> None:
+        self._file.write(json_line(_json_record(row, entities)))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.__exit__(kind, error, trace)
+
+
+class CSVWriter(RowWriter):
+    """The input's columns and order, then `entities` (JSON; empty where there is an error) and `error`."""
+
+    def __init__(self, output: Path, header: Sequence[str], *, has_bom: bool) -> None:
+        super().__init__()
+        self._columns = [column for column in header if column not in ADDED_COLUMNS]
+        self._file = _TextFile(output)
+        self._records = csv.writer(_CSVLines(self._file))
+        if has_bom:
+            self._file.write(_BOM)
+        self._records.writerow([*self._columns, *ADDED_COLUMNS])
+
+    def _write(self, row: Row, entities: Sequence[Entity]) -> None:
+        found = ""
+        if row.error is None:
+            found = json.dumps([entity_record(entity) for entity in entities], ensure_ascii=False, allow_nan=False)
+        self._records.writerow([*(row.columns.get(column) for column in self._columns), found, row.error])
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.__exit__(kind, error, trace)
+
+
+class _TextFile:
+    """An AtomicFile, with the compression that its name asks for."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = AtomicFile(path)
+        self._gzip: gzip.GzipFile | None = None
+        if path.suffix.lower() == ".gz":
+            # Without name and time, so that equal content is equal bytes.
+            self._gzip = gzip.GzipFile(filename="", mode="wb", fileobj=self._file.stream, mtime=0)
+
+    def write(self, content: bytes) -> None:
+        if self._gzip is None:
+            self._file.write(content)
+        else:
+            with storage_errors(str(self._file.path)):
+                self._gzip.write(content)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._gzip is not None:
+                with storage_errors(str(self._file.path)):
+                    self._gzip.close()
+        except (StorageError, BrokenPipeError) as failure:
+            self._file.__exit__(type(failure), failure, failure.__traceback__)
+            if kind is None:
+                raise
+        else:
+            self._file.__exit__(kind, error, trace)
+
+
+class _CSVLines:
+    """What csv.writer writes to.
+
+    Its "\\r\\n" makes it quote both characters inside a field (with "\\n" alone Python 3.11 leaves "\\r" bare, and the
+    record could not be read back); the line itself ends in "\\n".
+    """
+
+    def __init__(self, file: _TextFile) -> None:
+        self._file = file
+
+    def write(self, line: str) -> None:
+        self._file.write((line.removesuffix("\r\n") + "\n").encode("utf-8", "backslashreplace"))
+
+
+class ParquetWriter(RowWriter):
+    """The input's columns with their types, then `entities` (list of structs, null where there is an error) and `error`."""
+
+    def __init__(self, output: Path, schema: Any) -> None:
+        super().__init__()
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        fields = [
+            pa.field("start", pa.int64()),
+            pa.field("end", pa.int64()),
+            pa.field("label", pa.string()),
+            pa.field("text", pa.string()),
+            pa.field("confidence", pa.float64()),
+        ]
+        self._kept = [index for index, name in enumerate(schema.names) if name not in ADDED_COLUMNS]
+        self._schema = pa.schema(
+            [
+                *(schema.field(index) for index in self._kept),
+                pa.field("entities", pa.list_(pa.struct(fields))),
+                pa.field("error", pa.string()),
+            ],
+            metadata=schema.metadata,
+        )
+        self._runs: list[_Run] = []
+        self._batches: list[Any] = []
+        self._num_waiting = 0
+        self._num_bytes = 0
+        self._file = AtomicFile(output)
+        try:
+            with storage_errors(str(output)):
+                self._writer = pq.ParquetWriter(self._file.stream, self._schema)
+        except BaseException as error:
+            self._file.__exit__(type(error), error, error.__traceback__)
+            raise
+
+    def _write(self, row: Row, entities: Sequence[Entity]) -> None:
+        record = row.columns
+        if not isinstance(record, ParquetRecord):
+            raise TypeError(
+                f"{row.place}: a row of a parquet file is wanted, but its columns are {type(record).__name__}"
+            )
+        run = self._runs[-1] if self._runs else None
+        if run is None or run.batch is not record.batch or run.start + len(run.errors) != record.index:
+            self._convert()
+            run = _Run(record.batch, record.index, [], [])
+            self._runs.append(run)
+        run.entities.append(None if row.error is not None else [entity_record(entity) for entity in entities])
+        # A file name that is not UTF-8 comes into the message as lone surrogates, which parquet has no way to hold.
+        run.errors.append(None if row.error is None else row.error.encode("utf-8", "backslashreplace").decode("utf-8"))
+
+    def _convert(self) -> None:
+        """Turn the rows gathered into one record batch, and write a row group when there are enough of them."""
+        import pyarrow as pa
+
+        for run in self._runs:
+            rows = run.batch.slice(run.start, len(run.errors))
+            columns = [rows.column(index) for index in self._kept]
+            columns.append(pa.array(run.entities, type=self._schema.field("entities").type))
+            columns.append(pa.array(run.errors, type=pa.string()))
+            self._batches.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
+            self._num_waiting += rows.num_rows
+            self._num_bytes += self._batches[-1].nbytes
+        self._runs.clear()
+        if self._num_waiting >= _PARQUET_ROW_GROUP[0] or self._num_bytes >= _PARQUET_ROW_GROUP[1]:
+            self._write_row_group()
+
+    def _write_row_group(self) -> None:
+        import pyarrow as pa
+
+        if self._batches:
+            with storage_errors(str(self._file.path)):
+                self._writer.write_table(pa.Table.from_batches(self._batches, schema=self._schema))
+        self._batches.clear()
+        self._num_waiting = self._num_bytes = 0
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._convert()
+                self._write_row_group()
+            with storage_errors(str(self._file.path)):
+                self._writer.close()
+        except BaseException as failure:
+            self._file.__exit__(type(failure), failure, failure.__traceback__)
+            if kind is None:
+                raise
+        else:
+            self._file.__exit__(kind, error, trace)
+
+
+@dataclass(slots=True)
+class _Run:
+    """Neighbouring rows of one record batch."""
+
+    batch: Any
+    start: int
+    entities: list[list[dict[str, Any]] | None]
+    errors: list[str | None]
+
+
+def open_writer(output: str | Path | None, like: RowReader) -> RowWriter:
+    """Open an output for the rows of `like`.
+
+    None or "-": JSON lines to standard output, whatever the input. A file: csv for csv and parquet for parquet, unless its
+    suffix names JSON lines (.jsonl, .json, .txt); JSON lines for everything else, and csv for txt where the suffix is .csv.
+
+    Raises:
+        DataError: the output is the input itself, or a csv or parquet file is asked for that the input has no columns for.
+        StorageError: the file cannot be created.
+    """
+    if output is None or str(output) == "-":
+        return StandardOutputWriter()
+    output = Path(output)
+    if like.path is not None and output.exists() and output.samefile(like.path):
+        raise DataError(f"{output}: the output must be another file than the input. Name another one with --output.")
+    wanted = _format_of(output)
+    if wanted is None:
+        wanted = "jsonl" if like.format == "txt" else like.format
+    if wanted == "parquet" and like.format == "parquet":
+        return ParquetWriter(output, like.schema)
+    if wanted == "csv" and like.format in ("csv", "txt") and like.header is not None:
+        return CSVWriter(output, like.header, has_bom=like.has_bom)
+    if wanted in ("csv", "parquet"):
+        raise DataError(
+            f"{output}: the output of {_name(like.path)} must be JSON lines (.jsonl) or keep the input's format, "
+            f"but its suffix is {output.suffix!r}. Name another one with --output."
+        )
+    return JSONLinesWriter(output)
