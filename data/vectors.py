@@ -62,6 +62,11 @@ class Vectors:
     def dimension(self) -> int:
         return int(self.matrix.shape[1])
 
+    def scaled(self, root_mean_square: float) -> Vectors:
+        """Return all rows times one factor, after which an entry has this root mean square over the whole file."""
+        now = float(np.sqrt(np.mean(np.square(self.matrix, dtype=np.float64))))
+        return replace(self, matrix=self.matrix * np.float32(root_mean_square / now)) if now else self
+
     def select(self, keep: Callable[[str], bool]) -> Vectors:
         """Return the rows whose word `keep` accepts, in the same order; a copy, so that the whole matrix can go."""
         rows = [row for row, word in enumerate(self.words) if keep(word)]

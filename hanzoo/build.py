@@ -1,0 +1,636 @@
+"""The one place that knows all parts: recipe -> data, model, trainer, evaluation, run directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import hanzoo
+from hanzoo.data.catalogue import TaggingData, load_tagging_data, seen_in_train
+from hanzoo.data.document import Document, Span
+from hanzoo.data.randomness import reseed
+from hanzoo.data.readers import read_documents
+from hanzoo.errors import RecipeError, RunError
+from hanzoo.evaluation.calibration import expected_calibration_error, fit_temperature, log_loss
+from hanzoo.evaluation.cluener import LABELS, official_scores, write_submission
+from hanzoo.evaluation.error_report import ErrorReport, error_report, mentions_in
+from hanzoo.evaluation.report import learning_curve, run_card, show_figure
+from hanzoo.evaluation.tagging import bootstrap_interval, legal_rate, score_entities, score_where
+from hanzoo.models.model import Model, Tagger, load_model, model_class
+from hanzoo.recipe import Recipe, load_recipe
+from hanzoo.training.checkpoint import recover, tensors_sha256, write_file, write_folder
+from hanzoo.training.progress import peak_gigabytes
+from hanzoo.training.trainer import Trainer
+from hanzoo.training.trick import build_tricks
+
+LONG_TEXT = 250  # the Lattice LSTM family drops test sentences from this length on: scored apart for comparison
+
+
+# Training.
+
+
+def train(
+    recipe: str | Path | Recipe,
+    *overrides: str,
+    run: str | Path | None = None,
+    resume: bool = False,
+    command: str = "",
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Train a recipe and evaluate it.
+
+    Args:
+        recipe: path or name of a recipe, or one that is checked already.
+        overrides: "key.sub=value" each.
+        run: the run directory; `runs/<recipe>` if not given.
+        resume: go on with the run that is there.
+        command: how to have these figures again; kept beside them.
+        say: gets lines for people.
+
+    Returns:
+        What results.json of the run holds.
+
+    Raises:
+        HanzooError: the recipe, the data or the run directory is not what it must be, or there is no room.
+        Interrupted: a signal came; the state is saved.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, overrides)
+    folder = Path(run) if run is not None else Path("runs") / recipe.name
+    _check_run(folder, recipe, resume)
+    if resume and (folder / "results.json").is_file():
+        say(f"{folder}: is finished already")
+        finished: dict[str, Any] = read_json(folder / "results.json")
+        return finished
+    device = choose_device(recipe.train.device)
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = (  # type: ignore[attr-defined]
+        False  # nothing reads such memory; filling it costs a tenth of a step
+    )
+    if recipe.train.threads:
+        torch.set_num_threads(recipe.train.threads)
+
+    data = load_data(recipe)
+    for note in data.notes:
+        say(note)
+    if recipe.evaluate.metric == "official_macro_f1" and not has_official_counting(data):
+        raise RecipeError(
+            f"{recipe.place}: evaluate.metric must be f1 or macro_f1 for {data.name}, but is 'official_macro_f1', which counts "
+            "CLUENER's ten labels. Set evaluate.metric=f1."
+        )
+    reseed(recipe.train.seed, "weights")
+    model = model_class(recipe.model_name).build(recipe.model, data).to(device)
+    for note in model.notes:
+        say(note)
+    assert isinstance(model, Tagger)
+    features = [model.featurize(document) for document in data.train if document.text]
+    if not (folder / "recipe.yaml").is_file():
+        write_folder(folder, lambda target: write_file(target / "recipe.yaml", recipe.to_yaml()))
+    trainer = Trainer(
+        model,
+        features,
+        recipe.train,
+        build_tricks(recipe.tricks),
+        dev_evaluation(model, data),
+        recipe.evaluate.metric,
+        folder,
+        identity(data, model),
+        resume,
+    )
+    say(
+        f"{recipe.name}: {len(features)} sentences, {sum(p.numel() for p in model.parameters()):,} weights, "
+        f"{trainer.num_steps} steps on {describe_device(device)}; run directory {folder}"
+    )
+    progress = trainer.fit()
+    calibration = calibrate(model, data.dev) if recipe.evaluate.calibrate else None
+    write_folder(folder / "model", model.save)
+    results: dict[str, Any] = {
+        "recipe": recipe.name,
+        "model": recipe.model_name,
+        "command": command,
+        "commit": commit(),
+        "seed": recipe.train.seed,
+        "data": describe_data(data),
+        "inputs": dict(model.inputs),
+        "selected_on": data.dev_source,
+        "metric": recipe.evaluate.metric,
+        "best_epoch": progress.best_epoch,
+        "best_step": progress.best_step,
+        "steps": progress.step,
+        "nonfinite_steps": progress.nonfinite,
+        "minutes": round(progress.seconds / 60, 2),
+        "units_per_second": round(progress.trained_units / max(progress.training_seconds, 1e-9), 1),
+        "peak_gb": round(peak_gigabytes(), 2),
+        "machine": describe_machine(device),
+        "versions": versions(),
+        "weights_sha256": tensors_sha256(model.state_dict()),
+        "splits": {name: evaluate_split(model, data, name) for name in ("dev", "test") if name == "dev" or data.test},
+    }
+    if calibration is not None:
+        results["calibration"] = calibration
+    write_report(folder, recipe, results)
+    write_file(
+        folder / "results.json", json.dumps(results, ensure_ascii=False, indent=1) + "\n"
+    )  # last: it says "finished"
+    return results
+
+
+def train_seeds(
+    recipe: Recipe, seeds: Sequence[int], *, run: Path, resume: bool, command: str, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Train one run a seed in `run/seed-<n>`; a finished one is not trained again."""
+    runs = {}
+    for seed in seeds:
+        folder = run / f"seed-{seed}"
+        going_on = resume and folder.exists()
+        runs[str(seed)] = train(recipe.with_seed(seed), run=folder, resume=going_on, command=command, say=say)
+    results = {"recipe": recipe.name, "seeds": list(seeds), "runs": runs}
+    write_file(run / "results.json", json.dumps(results, ensure_ascii=False, indent=1) + "\n")
+    learning_curve([read_metrics(run / f"seed-{seed}") for seed in seeds], run / "curve.svg", title=recipe.name)
+    return results
+
+
+def _check_run(folder: Path, recipe: Recipe, resume: bool) -> None:
+    recover(folder)
+    recover(folder / "model")
+    if not folder.exists() or not any(folder.iterdir()):
+        if resume:
+            raise RunError(f"{folder}: the run to go on with must be there, but is not. Start it without --resume.")
+        return
+    if not resume:
+        raise RunError(
+            f"{folder}: the run directory must be new, but is there already. Go on with it by --resume, or name another by --run."
+        )
+    saved = read_recipe(folder).to_dict()
+    differences = _differences(saved, recipe.to_dict())
+    if differences:
+        raise RunError(
+            f"{folder}: --resume must go on with the same recipe, but it differs in {'; '.join(differences)}. "
+            "Give the same settings, or start another run with --run."
+        )
+
+
+def _differences(saved: Mapping[str, Any], given: Mapping[str, Any], where: str = "") -> list[str]:
+    found = []
+    for key in sorted({*saved, *given}):
+        old, new = saved.get(key), given.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found.extend(_differences(old, new, f"{where}{key}."))
+        elif old != new:
+            found.append(f"{where}{key} (was {old!r}, is {new!r})")
+    return found
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; auto takes CUDA, then MPS, then the CPU. Raises RunError where it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind = name.partition(":")[0]
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if kind not in there:
+        raise RunError(f"train.device: must be auto, cpu, cuda or mps, but is {name!r}.")
+    if not there[kind]:
+        raise RunError(f"train.device: {name!r} must be there, but this torch finds none. Use --device cpu.")
+    if kind == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
+    return torch.device(name)
+
+
+def dev_evaluation(model: Tagger, data: TaggingData) -> Callable[[Model], dict[str, Any]]:
+    """What the trainer calls after each epoch: figures on dev, whose features are computed once."""
+    features = [model.featurize(document) for document in data.dev]
+
+    def evaluate_dev(trained: Model) -> dict[str, Any]:
+        assert isinstance(trained, Tagger)
+        predicted = [[span for span, _ in row] for row in trained.tag(features)]
+        scores = score_entities([document.spans for document in data.dev], predicted)
+        figures = {"f1": scores.f1, "precision": scores.precision, "recall": scores.recall, "macro_f1": scores.macro_f1}
+        if has_official_counting(data):
+            figures["official_macro_f1"] = official(data.dev, predicted)
+        return figures
+
+    return evaluate_dev
+
+
+# Evaluation.
+
+
+def evaluate(run: str | Path, split: str | None = None) -> dict[str, Any]:
+    """The figures of a run's model on a split of its data, 0 to 1.
+
+    Args:
+        run: a run directory; one with several seeds gives a list of values, one a seed.
+        split: train, dev or test; the test split where the run's data has one with labels, else dev.
+
+    Raises:
+        HanzooError: the run or its data is missing or damaged.
+    """
+    return evaluate_run(run, split=split).to_json()
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """The evaluation of a run: of one model, or of one model a seed.
+
+    Attributes:
+        folder: the run directory.
+        split: what it was evaluated on.
+        documents: with their gold.
+        predicted: a seed: the spans found in each document.
+        figures: a seed: what `figures_of` gives.
+        data: the run's data.
+        results: a seed: what training left in results.json.
+    """
+
+    folder: Path
+    split: str
+    documents: Sequence[Document]
+    predicted: Sequence[Sequence[Sequence[Span]]]
+    figures: Sequence[Mapping[str, Any]]
+    data: TaggingData
+    results: Sequence[Mapping[str, Any]]
+
+    def error_report(self) -> ErrorReport:
+        """What is wrong with the (first seed's) predictions."""
+        return error_report(self.documents, self.predicted[0], mentions_in(self.data.train))
+
+    def per_label(self) -> list[dict[str, Any]]:
+        """For each label its figures: one value, or one a seed."""
+        labels = sorted({label for figures in self.figures for label in figures["per_label"]})
+        rows = []
+        for label in labels:
+            each = [figures["per_label"].get(label, {}) for figures in self.figures]
+            rows.append(
+                {"label": label}
+                | {name: _seeds([f.get(name, 0.0) for f in each]) for name in ("precision", "recall", "f1")}
+            )
+        return rows
+
+    def remarks(self) -> list[str]:
+        """What stands below the table: the interval, the subsets, the legality."""
+        lines = []
+        if len(self.figures) == 1:
+            low, high = self.figures[0]["f1_interval"]
+            lines.append(f"F1 95 % interval over sentences: {100 * low:.2f} to {100 * high:.2f}")
+        for name in self.figures[0].get("subsets", {}):
+            each = [figures["subsets"][name] for figures in self.figures]
+            lines.append(
+                f"{name} ({each[0]['sentences']} sentences): F1 {show_figure(_seeds([e['f1'] for e in each]))}"
+            )
+        legal = [figures["legal"] for figures in self.figures if figures.get("legal") is not None]
+        if legal:
+            lines.append(f"legal tag sequences: {show_figure(_seeds(legal))} %")
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """Run, split, and the figures: values, or lists of one value a seed."""
+        names = [name for name, value in self.figures[0].items() if isinstance(value, int | float)]
+        return {"run": str(self.folder), "split": self.split} | {
+            name: _seeds([figures[name] for figures in self.figures]) for name in names
+        } | {"per_label": self.per_label()}  # fmt: skip
+
+
+def _seeds(values: Sequence[float]) -> float | list[float]:
+    return values[0] if len(values) == 1 else list(values)
+
+
+def evaluate_run(
+    run: str | Path, *, split: str | None = None, file: Path | None = None, format: str | None = None
+) -> RunReport:
+    """Evaluate the model(s) of a run on a split of its data, or on a labelled file.
+
+    Raises:
+        HanzooError: the run, its data or the file is missing or damaged.
+    """
+    folder = Path(run)
+    seeds = seed_folders(folder) or [folder]
+    data = load_data(read_recipe(seeds[0]))
+    if file is not None:
+        documents: Sequence[Document] = read_documents(file, format)[0]
+        name = str(file)
+    else:
+        name = split or ("test" if data.test else "dev")
+        documents = data.split(name)
+    predicted, figures = [], []
+    for each in seeds:
+        model = load_tagger(each)
+        spans, legal = predict_spans(model, documents)
+        predicted.append(spans)
+        figures.append(figures_of(documents, spans, data, legal))
+    results = [read_json(each / "results.json") for each in seeds if (each / "results.json").is_file()]
+    return RunReport(folder, name, documents, predicted, figures, data, results)
+
+
+def write_cluener_submission(run: Path, output: Path) -> None:
+    """Write the leaderboard's file: what a run finds in CLUENER's test sentences, whose labels are not published.
+
+    Raises:
+        RunError: the run was not trained on CLUENER, or holds several seeds.
+    """
+    data = load_data(read_recipe(run))
+    if not data.unlabelled:
+        raise RunError(
+            f"{run}: a submission needs the unlabelled test sentences of cluener, but this run is of {data.name}."
+        )
+    spans, _ = predict_spans(load_tagger(run), data.unlabelled)
+    write_submission(output, [d.id for d in data.unlabelled], [d.text for d in data.unlabelled], spans)
+
+
+def record_figure(report: RunReport, path: Path, variant: str) -> None:
+    """Write what a figure of recipes/README.md is made from (the files of recipes/results/).
+
+    Keys of the file that are already there and not measured (published, asked, note, headline) are kept.
+
+    Raises:
+        RunError: a seed has not finished.
+    """
+    count = len(seed_folders(report.folder)) or 1
+    if len(report.results) != count:
+        raise RunError(
+            f"{report.folder}: all seeds must have finished, but {count - len(report.results)} have no results.json."
+        )
+    first = report.results[0]
+    names = ("f1", "precision", "recall", "macro_f1", "official_macro_f1")
+    known = [name for name in names if name in report.figures[0]]
+    record = {
+        "recipe": first["recipe"],
+        "variant": variant,
+        "command": first["command"],
+        "data": first["data"]["name"],
+        "view": first["data"]["view"],
+        "data_sha256": first["data"]["sha256"],
+        "split": report.split,
+        "selected_on": first["selected_on"],
+        "seeds": [result["seed"] for result in report.results],
+        "best_epochs": [result["best_epoch"] for result in report.results],
+        "metrics": {name: [figures[name] for figures in report.figures] for name in known},
+        "subsets": {
+            f"{name} ({value['sentences']} sentences)": {
+                "f1": [figures["subsets"][name]["f1"] for figures in report.figures]
+            }
+            for name, value in report.figures[0]["subsets"].items()
+        },
+        "legal": [figures["legal"] for figures in report.figures],
+        "calibration": [result.get("calibration") for result in report.results],
+        "inputs": first["inputs"],
+        "minutes": round(statistics.fmean(result["minutes"] for result in report.results), 2),
+        "peak_gb": max(result["peak_gb"] for result in report.results),
+        "sentences_per_second": [result["units_per_second"] for result in report.results],
+        "machine": first["machine"],
+        "versions": first["versions"],
+        "weights_sha256": [result["weights_sha256"] for result in report.results],
+        "commit": first["commit"],
+    }
+    if path.is_file():
+        before = read_json(path)
+        record |= {key: before[key] for key in ("published", "asked", "note", "headline") if key in before}
+    write_file(path, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+
+
+def evaluate_split(model: Tagger, data: TaggingData, split: str) -> dict[str, Any]:
+    """All figures of a model on one split, 0 to 1."""
+    documents = data.split(split)
+    spans, legal = predict_spans(model, documents)
+    return figures_of(documents, spans, data, legal)
+
+
+def predict_spans(model: Tagger, documents: Sequence[Document]) -> tuple[list[list[Span]], float | None]:
+    """The spans that a model finds in documents (their gold is not looked at), and the share of legal tag sequences."""
+    features = [model.featurize(Document(document.text)) for document in documents]
+    illegal = model.count_illegal(features)
+    return [[span for span, _ in row] for row in model.tag(features)], None if illegal is None else legal_rate(illegal)
+
+
+def figures_of(
+    documents: Sequence[Document], predicted: Sequence[Sequence[Span]], data: TaggingData, legal: float | None
+) -> dict[str, Any]:
+    """Figures of predictions: micro, macro, per label, interval, legality, subsets; CLUENER's official macro where it applies."""
+    gold = [document.spans for document in documents]
+    low, high = bootstrap_interval(gold, predicted, seed=0)
+    figures = score_entities(gold, predicted).to_json() | {"f1_interval": [low, high], "legal": legal}
+    if has_official_counting(data):
+        figures["official_macro_f1"] = official(documents, predicted)
+    return figures | {"subsets": _subsets(documents, gold, predicted, data)}
+
+
+def _subsets(
+    documents: Sequence[Document],
+    gold: Sequence[Sequence[Span]],
+    predicted: Sequence[Sequence[Span]],
+    data: TaggingData,
+) -> dict[str, Any]:
+    seen = seen_in_train(documents, data.train)
+    choices = {
+        "not seen in train": [not value for value in seen],
+        f"under {LONG_TEXT} characters": [len(document.text) < LONG_TEXT for document in documents],
+    }
+    subsets = {}
+    for name, keep in choices.items():
+        if not all(keep) and any(keep):
+            scores = score_where(gold, predicted, keep)
+            subsets[name] = {
+                "sentences": sum(keep),
+                "f1": scores.f1,
+                "precision": scores.precision,
+                "recall": scores.recall,
+            }
+    return subsets
+
+
+def has_official_counting(data: TaggingData) -> bool:
+    """Whether CLUENER's official counting applies: its ten types."""
+    return set(data.labels) == set(LABELS)
+
+
+def official(documents: Sequence[Document], predicted: Sequence[Sequence[Span]]) -> float:
+    """CLUENER's official macro F1 over mention strings."""
+    return official_scores([d.text for d in documents], [d.spans for d in documents], predicted).macro_f1
+
+
+def calibrate(model: Tagger, documents: Sequence[Document]) -> dict[str, Any]:
+    """Fit the model's temperature on every other document and state the calibration error on the rest.
+
+    Minimises the log loss of "this predicted entity is right" over the temperature that divides all scores of the CRF.
+    """
+    halves = [documents[0::2], documents[1::2]]
+
+    def judged(half: Sequence[Document], temperature: float) -> tuple[np.ndarray, np.ndarray]:
+        model.temperature = temperature
+        rows = model.tag([model.featurize(document) for document in half], with_confidence=True)
+        pairs = [(score, span in set(d.spans)) for d, row in zip(half, rows, strict=True) for span, score in row]
+        return np.array([score for score, _ in pairs], dtype=np.float64), np.array(
+            [right for _, right in pairs], dtype=bool
+        )
+
+    facts: dict[str, Any] = {"sentences_fitted": len(halves[0]), "sentences_measured": len(halves[1])}
+    before, right = judged(halves[1], 1.0)
+    if not len(before) or not len(judged(halves[0], 1.0)[0]):
+        model.temperature = 1.0
+        return facts | {"temperature": 1.0, "note": "no entity was predicted in one half of dev: nothing to fit"}
+    temperature = fit_temperature(lambda value: log_loss(*judged(halves[0], value)))
+    after, _ = judged(halves[1], temperature)
+    model.temperature = temperature
+    return facts | {
+        "temperature": temperature,
+        "entities_measured": len(before),
+        "ece_before": expected_calibration_error(before, right),
+        "ece_after": expected_calibration_error(after, right),
+    }
+
+
+# Run directories.
+
+
+def load(run: str | Path, device: str = "cpu") -> Model:
+    """The model of a run directory (or of its `model/`), ready for inference.
+
+    Raises:
+        RunError: a file is missing, damaged, a pickle, or of a newer format; or the run holds several seeds.
+    """
+    folder = Path(run)
+    if not folder.is_dir():
+        raise RunError(
+            f"{folder}: must be a run directory, but there is none. Train one first: python train.py RECIPE."
+        )
+    seeds = seed_folders(folder)
+    if seeds:
+        names = ", ".join(path.name for path in seeds)
+        raise RunError(f"{folder}: must be one run, but holds {names}. Name one of them: {seeds[0]}.")
+    if (folder / "recipe.yaml").is_file():
+        recover(folder / "model")
+        folder = folder / "model"
+    return load_model(folder).to(choose_device(device))
+
+
+def load_tagger(run: Path) -> Tagger:
+    """The model of a run, which must be a tagger."""
+    model = load(run)
+    if not isinstance(model, Tagger):
+        raise RunError(f"{run}: must hold a tagger, but holds {type(model).__name__}.")
+    return model
+
+
+def seed_folders(folder: Path) -> list[Path]:
+    """The runs inside a run directory of several seeds, by seed; empty for a single run."""
+    if (folder / "recipe.yaml").is_file():
+        return []
+    return sorted(folder.glob("seed-*"), key=lambda path: int(path.name.removeprefix("seed-")))
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """The resolved recipe of a run. Raises RunError where the folder is none."""
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        raise RunError(
+            f"{folder}: must be a run directory, but has no recipe.yaml. Train one first: python train.py RECIPE."
+        )
+    return load_recipe(path)
+
+
+def load_data(recipe: Recipe) -> TaggingData:
+    """The data of a recipe, read and checked."""
+    return load_tagging_data(**recipe.data.model_dump())
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file of a run. Raises RunError where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{path}: must be JSON, but cannot be read ({error}). Go on with the run by --resume."
+        ) from error
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run's metrics.jsonl."""
+    path = folder / "metrics.jsonl"
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: must be JSON lines, but cannot be read ({error}).") from error
+
+
+def write_report(folder: Path, recipe: Recipe, results: Mapping[str, Any]) -> None:
+    """Write curve.svg and the card, README.md, of a run."""
+    learning_curve([read_metrics(folder)], folder / "curve.svg", title=f"{recipe.name}, seed {recipe.train.seed}")
+    write_file(folder / "README.md", run_card(results, recipe.to_dict(), str(folder)))
+
+
+def describe_data(data: TaggingData) -> dict[str, Any]:
+    """What of the data stands beside a figure."""
+    splits = {"train": data.train, "dev": data.dev, "test": data.test or ()}
+    return {
+        "name": data.name,
+        "view": data.view,
+        "official": data.official,
+        "sha256": dict(data.hashes),
+        "counts": {
+            name: {"sentences": len(split), "entities": sum(len(document.spans) for document in split)}
+            for name, split in splits.items()
+        },
+        "dev_source": data.dev_source,
+        "test_source": data.test_source,
+        "protocol": data.protocol,
+        "notes": list(data.notes),
+        "licence": data.licence,
+        "source": data.source,
+        "cite": data.cite,
+    }
+
+
+def identity(data: TaggingData, model: Model) -> dict[str, dict[str, Any]]:
+    """What a resumed run must agree in: `exact` differences are refused, `approximate` ones are said."""
+    return {
+        "exact": {"data": dict(data.hashes), "inputs": dict(model.inputs)},
+        "approximate": {
+            "threads": torch.get_num_threads(),
+            "device": str(model.device),
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+            **versions(),
+        },
+    }
+
+
+def commit() -> str:
+    """The commit of the checkout that this code runs from, "+" where it was changed since; empty outside one."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
+            cwd=Path(__file__).resolve().parent, capture_output=True, text=True, check=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return found.stdout.strip()
+
+
+def versions() -> dict[str, str]:
+    """Versions that a figure depends on."""
+    return {
+        "hanzoo": hanzoo.__version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def describe_device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+
+
+def describe_machine(device: torch.device) -> str:
+    """Processor and threads, as it stands beside minutes."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores} cores ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()}), {describe_device(device)}"

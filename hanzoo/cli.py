@@ -1,0 +1,226 @@
+"""The three commands: train, evaluate, predict.
+
+Exit codes: 0 done; 1 done, but some inputs were refused; 2 wrong input, usage, or no room; 130 and 143 interrupted and saved.
+Standard output carries results only; all else goes to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from hanzoo import __version__, build
+from hanzoo.data.document import Entity
+from hanzoo.data.html_page import HTMLPage
+from hanzoo.data.text_streams import Row, open_writer, read_rows
+from hanzoo.errors import HanzooError, RunError
+from hanzoo.evaluation.report import results_table
+from hanzoo.models.model import Tagger, in_chunks
+from hanzoo.recipe import bundled_recipes, load_recipe
+from hanzoo.training.trainer import Interrupted
+
+USAGE = 2
+
+
+def say(line: str) -> None:
+    """A line for people, on standard error."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def _run(command: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+    warnings.filterwarnings("ignore")  # libraries' warnings are not for the person at the shell; tests make them errors
+    try:
+        return command(arguments)
+    except HanzooError as error:
+        say(str(error))
+        return USAGE
+    except Interrupted as stop:
+        say("saved; go on with --resume")
+        return 128 + stop.signal_number
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does: nothing is wrong
+        return 0
+    except KeyboardInterrupt:
+        say("stopped")
+        return 130
+    except OSError as error:  # a folder that may not be read, a file where a folder must be
+        say(f"{error.filename or 'input or output'}: must be usable, but: {error.strerror or error}. Check the path.")
+        return USAGE
+
+
+def _parser(name: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=name, description=description, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"hanzoo {__version__}")
+    return parser
+
+
+# train
+
+
+def train(argv: Sequence[str] | None = None) -> int:
+    """`train.py RECIPE [key.sub=value ...]`: returns the exit code."""
+    parser = _parser("train", "Train a recipe, evaluate it, and leave a run directory with the model.")
+    parser.add_argument("recipe", nargs="?", help="a YAML file, or the name of a bundled recipe")
+    parser.add_argument("settings", nargs="*", metavar="key.sub=value", help="settings that replace the recipe's")
+    parser.add_argument("--run", type=Path, help="run directory (default: runs/<recipe>)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run that is there, to the same bits")
+    parser.add_argument("--seeds", type=_seeds, help="train one run a seed, e.g. 1,2,3")
+    parser.add_argument("--device", help="auto, cpu, cuda or mps")
+    parser.add_argument("--list", action="store_true", help="list the bundled recipes")
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.list:
+        sys.stdout.write("".join(f"{name}\n" for name in bundled_recipes()))
+        return 0
+    if arguments.recipe is None:
+        parser.error("a recipe is needed; --list names the bundled ones")
+    return _run(_train, arguments)
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be numbers like 1,2,3, but is {text!r}") from None
+    if len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise argparse.ArgumentTypeError(f"must be different numbers from 0, but is {text!r}")
+    return seeds
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    settings = list(arguments.settings)
+    if arguments.device:
+        settings.append(f"train.device={arguments.device}")
+    recipe = load_recipe(arguments.recipe, settings)
+    folder = arguments.run or Path("runs") / recipe.name
+    words = ["python", "train.py", arguments.recipe, *arguments.settings]
+    if arguments.seeds:
+        words += ["--seeds", ",".join(map(str, arguments.seeds))]
+    told = {"run": folder, "resume": arguments.resume, "command": shlex.join(words), "say": say}
+    if arguments.seeds:
+        runs = list(build.train_seeds(recipe, arguments.seeds, **told)["runs"].values())
+    else:
+        runs = [build.train(recipe, **told)]
+    rows = [
+        {"run": str(folder), "split": split, **_averaged([run["splits"][split] for run in runs])}
+        for split in runs[0]["splits"]
+    ]
+    sys.stdout.write(results_table(rows) + "\n")
+    say(f"evaluate: python evaluate.py {folder}   tag: python predict.py {folder} texts.txt")
+    return 0
+
+
+FIGURES = ("precision", "recall", "f1", "macro_f1", "official_macro_f1")
+
+
+def _averaged(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The columns of the table: a list of one value a seed, or the value."""
+    known = [name for name in FIGURES if name in figures[0]]
+    if len(figures) == 1:
+        return {name: figures[0][name] for name in known}
+    return {name: [each[name] for each in figures] for name in known}
+
+
+# evaluate
+
+
+def evaluate(argv: Sequence[str] | None = None) -> int:
+    """`evaluate.py RUN [RUN ...]`: returns the exit code."""
+    parser = _parser("evaluate", "Figures of runs on a split of their data, or on a file, in one table.")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="run directories; one with several seeds counts as one"
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--split", choices=["train", "dev", "test"], help="default: test where it has labels, else dev")
+    where.add_argument("--file", type=Path, help="a labelled file of your own instead of the run's data")
+    parser.add_argument("--format", help="of --file: cluener, columns, weibo, spans; default: recognised")
+    parser.add_argument(
+        "--errors", action="store_true", help="also report the errors: boundary, type, missed, spurious ..."
+    )
+    parser.add_argument("--per-label", action="store_true", help="also print the figures of each label")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a run instead of a table")
+    parser.add_argument(
+        "--submission", type=Path, help="write CLUENER's submission file (cluener_predict.json) of the first run"
+    )
+    parser.add_argument("--record", type=Path, help="write the figure of the one run as a file of recipes/results/")
+    parser.add_argument("--variant", default="", help="what --record names the figure apart from its recipe")
+    return _run(_evaluate, parser.parse_args(argv))
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    if arguments.record and len(arguments.runs) != 1:
+        raise RunError(f"--record: must have one run, but has {len(arguments.runs)}. Record them one by one.")
+    rows, details = [], []
+    for folder in arguments.runs:
+        report = build.evaluate_run(folder, split=arguments.split, file=arguments.file, format=arguments.format)
+        rows.append({"run": str(folder), "split": report.split, **_averaged(report.figures)})
+        details.append(report)
+    if arguments.submission:
+        build.write_cluener_submission(arguments.runs[0], arguments.submission)
+        say(f"{arguments.submission}: written")
+    if arguments.record:
+        build.record_figure(details[0], arguments.record, arguments.variant)
+        say(f"{arguments.record}: written")
+    if arguments.json:
+        for report in details:
+            sys.stdout.write(json.dumps(report.to_json(), ensure_ascii=False) + "\n")
+    else:
+        sys.stdout.write(results_table(rows) + "\n")
+        for report in details:
+            for line in report.remarks():
+                sys.stdout.write(line + "\n")
+    if arguments.per_label:
+        for report in details:
+            sys.stdout.write(f"\n{results_table(report.per_label())}\n")
+    if arguments.errors:
+        for report in details:
+            sys.stdout.write(f"\n{report.folder}, {report.split}\n{report.error_report().render()}\n")
+    return 0
+
+
+# predict
+
+
+def predict(argv: Sequence[str] | None = None) -> int:
+    """`predict.py RUN [FILE | -]`: returns the exit code."""
+    parser = _parser("predict", "Tag texts: .txt, .jsonl, .csv, .parquet (also .gz), or lines from standard input.")
+    parser.add_argument("run", type=Path, help="a run directory, or its model/")
+    parser.add_argument("file", nargs="?", default="-", help="texts; - or nothing: standard input")
+    parser.add_argument("--output", help="where to write; default: JSON lines to standard output")
+    parser.add_argument("--html", type=Path, help="also write a page that shows the entities in the texts")
+    parser.add_argument("--text-column", default="text", help="the column (or JSON key) that holds the text")
+    parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or mps")
+    return _run(_predict, parser.parse_args(argv))
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    model = build.load(arguments.run, arguments.device)
+    if not isinstance(model, Tagger):
+        raise RunError(f"{arguments.run}: must hold a tagger, but holds {type(model).__name__}.")
+    refused = 0
+    with ExitStack() as open_files:
+        rows = open_files.enter_context(read_rows(arguments.file, text_column=arguments.text_column))
+        writer = open_files.enter_context(open_writer(arguments.output, rows))
+        title = "standard input" if arguments.file == "-" else str(arguments.file)
+        page = open_files.enter_context(HTMLPage(arguments.html, title=title)) if arguments.html else None
+        for row, entities in _tagged(model, rows):
+            refused += entities is None
+            writer.write(row, entities)
+            if page:
+                page.write(row.text, entities or (), error=row.error)
+    if refused:
+        say(f"{refused} of the texts could not be read: see the field `error` of each")
+    return 1 if refused else 0
+
+
+def _tagged(model: Tagger, rows: Iterator[Row]) -> Iterator[tuple[Row, tuple[Entity, ...] | None]]:
+    for chunk in in_chunks(rows, lambda row: len(row.text or "")):
+        good = iter(model.predict_stream(row.text for row in chunk if row.text is not None))
+        for row in chunk:
+            yield row, None if row.text is None else next(good).entities

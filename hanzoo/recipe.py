@@ -1,0 +1,316 @@
+"""Recipes: one strict YAML file says all of a training.
+
+Sections: `data`, `model`, `train`, `evaluate`; `include: other.yaml` takes what recipes share. All mistakes of a recipe are
+gathered and shown at once, each with the nearest known key.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from hanzoo.errors import RecipeError, nearest
+from hanzoo.models.model import Settings, model_class, model_names
+from hanzoo.training.trainer import TrainSettings
+from hanzoo.training.trick import build_tricks, trick_class, trick_names
+
+S = TypeVar("S", bound=Settings)
+SECTIONS = ("data", "model", "train", "evaluate")
+
+
+class DataSettings(Settings):
+    """The `data` section: a data set by name, files of one's own, or a data set of the hub.
+
+    Attributes:
+        name: cluener, msra, weibo, resume, or bundled (the corpus that comes with hanzoo).
+        view: of weibo: nam or nom; empty = all.
+        path: one file of one's own; dev is 10 % of it by a fixed hash.
+        train: files of one's own, split already; with them
+        dev: and
+        test: (optional).
+        hub: ORG/NAME for Hugging Face `datasets`.
+        format: of one's own files: cluener, columns, weibo, spans; None = recognised.
+        dev_from_train: hold out 10 % of train for selection; the official dev is then only reported on.
+    """
+
+    name: str | None = None
+    view: str = ""
+    path: str | None = None
+    train: str | None = None
+    dev: str | None = None
+    test: str | None = None
+    hub: str | None = None
+    format: str | None = None
+    dev_from_train: bool = False
+
+
+class EvaluateSettings(Settings):
+    """The `evaluate` section.
+
+    Attributes:
+        metric: what selects the best epoch on dev.
+        calibrate: fit a temperature on half of dev, state the calibration error on the other half.
+    """
+
+    metric: Literal["f1", "macro_f1", "official_macro_f1"] = "f1"
+    calibrate: bool = True
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe, checked.
+
+    Attributes:
+        name: file name without its ending.
+        place: where it came from, for messages.
+        data: section.
+        model_name: file name in models/.
+        model: the model's own settings.
+        train: section.
+        tricks: settings of each trick, by its file name.
+        evaluate: section.
+    """
+
+    name: str
+    place: str
+    data: DataSettings
+    model_name: str
+    model: Settings
+    train: TrainSettings
+    tricks: Mapping[str, Settings]
+    evaluate: EvaluateSettings
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings, defaults included, as plain values."""
+        train = self.train.model_dump(mode="json")
+        train["tricks"] = {name: settings.model_dump(mode="json") for name, settings in self.tricks.items()}
+        return {
+            "data": self.data.model_dump(mode="json", exclude_none=True),
+            "model": {"name": self.model_name, **self.model.model_dump(mode="json")},
+            "train": train,
+            "evaluate": self.evaluate.model_dump(mode="json"),
+        }
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), allow_unicode=True, sort_keys=False)
+
+    def with_seed(self, seed: int) -> Recipe:
+        values = self.to_dict()
+        values["train"]["seed"] = seed
+        return check_recipe(values, name=self.name, place=self.place)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML lets the last of two equal keys win in silence; a recipe does not. And 1e-3 is a number, as in YAML 1.2."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # "<<: *base"; what it brings may stand again
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"a key must be a word, but is {key!r}", key_node.start_mark
+                )
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_UniqueKeyLoader.add_implicit_resolver(  # PyYAML takes 1e-3 for a word, since YAML 1.1 wants 1.0e-3
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _UniqueKeyLoader)  # a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date like 2024-13-45
+        raise RecipeError(f"{where} must be YAML, but is not: {' '.join(str(error).split())}. Mend it.") from error
+
+
+def bundled_recipes() -> list[str]:
+    """The names of the recipes that come with hanzoo."""
+    folder = importlib.resources.files("hanzoo.recipes")
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and check all of it.
+
+    Args:
+        recipe: a path, or the name of a bundled recipe.
+        overrides: "key.sub=value" each, the value in YAML.
+
+    Raises:
+        RecipeError: with every mistake.
+    """
+    name, place, values = _read(recipe, ())
+    for override in overrides:
+        _apply(values, override)
+    return check_recipe(values, name=name, place=place)
+
+
+def _read(recipe: str | Path, including: Sequence[Path]) -> tuple[str, str, dict[str, Any]]:
+    path = Path(recipe)
+    if path.is_file():
+        text, place = _text(path), str(path)
+    elif str(recipe) in bundled_recipes():
+        resource = importlib.resources.files("hanzoo.recipes") / f"{recipe}.yaml"
+        text, place = resource.read_text(encoding="utf-8"), f"{recipe}.yaml"
+        path = Path(str(resource))
+    else:
+        known = bundled_recipes()
+        raise RecipeError(
+            f"{recipe}: a recipe must be a YAML file or one of the bundled ones, but is neither.{nearest(path.stem, known)} "
+            f"Bundled: {', '.join(known)}."
+        )
+    values = _parse_yaml(text, f"{place}: a recipe")
+    if not isinstance(values, dict):
+        raise RecipeError(f"{place}: must hold the sections {', '.join(SECTIONS)}, but holds {type(values).__name__}.")
+    include = values.pop("include", None)
+    if include is not None:
+        if path.resolve() in including:
+            raise RecipeError(
+                f"{place}: include must not lead back to the recipe itself, but does. Remove one include."
+            )
+        if not isinstance(include, str) or not (path.parent / include).is_file():
+            raise RecipeError(
+                f"{place}: include must be a recipe beside this one, but {include!r} is no file there. Mend its name."
+            )
+        _, _, base = _read(path.parent / include, (*including, path.resolve()))
+        values = _merge(base, values)
+    return path.stem, place, values
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: a recipe must be UTF-8 text, but cannot be read ({error}).") from error
+
+
+def _merge(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in values.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise RecipeError(f"command line: a setting must be key.sub=value, but is {override!r}.")
+    *parents, last = path.split(".")
+    section = values
+    for parent in parents:
+        if section.get(parent) is None:  # absent, or a heading with nothing below it
+            section[parent] = {}
+        inner = section[parent]
+        if not isinstance(inner, dict):
+            raise RecipeError(f"command line: {path} must name a setting, but {parent} is a value, not a section.")
+        section = inner
+    section[last] = _parse_yaml(text, f"command line: the value of {path}")
+
+
+def check_recipe(values: Mapping[str, Any], *, name: str, place: str) -> Recipe:
+    """Check the sections of a recipe. Raises RecipeError with every mistake at once."""
+    mistakes: list[str] = []
+    for key in values:
+        if key not in SECTIONS:
+            mistakes.append(f"{key} is not a section.{nearest(str(key), SECTIONS)} Known: {', '.join(SECTIONS)}.")
+    sections: dict[str, dict[str, Any]] = {}
+    for key in SECTIONS:
+        section = values.get(key) or {}
+        if not isinstance(section, dict):
+            mistakes.append(f"{key} must be a section, but is {section!r}.")
+            section = {}
+        sections[key] = dict(section)
+
+    data = _check(DataSettings, sections["data"], "data", mistakes)
+    if data is not None:
+        given = [key for key in ("name", "path", "train", "hub") if getattr(data, key) is not None]
+        if len(given) != 1:
+            mistakes.append(
+                f"data must have exactly one of name, path, train, hub, but has {', '.join(given) or 'none'}. "
+                "Name a data set (data.name=cluener) or a file of your own (data.path=my.jsonl)."
+            )
+    model_name = sections["model"].pop("name", None)
+    model = None
+    if model_name in model_names():
+        model = _check(model_class(model_name).Config, sections["model"], "model", mistakes)
+    else:
+        known = model_names()
+        mistakes.append(
+            f"model.name must be one of {', '.join(known)}, but is {model_name!r}.{nearest(str(model_name), known)}"
+        )
+    train = _check(TrainSettings, sections["train"], "train", mistakes)
+    tricks: dict[str, Settings] = {}
+    if train is not None:
+        for trick, section in train.tricks.items():
+            if trick not in trick_names():
+                known = trick_names()
+                mistakes.append(
+                    f"train.tricks.{trick} is not a trick.{nearest(trick, known)} Known: {', '.join(known)}."
+                )
+                continue
+            settings = _check(trick_class(trick).Settings, section or {}, f"train.tricks.{trick}", mistakes)
+            if settings is not None:
+                tricks[trick] = settings
+        try:
+            build_tricks(tricks)
+        except RecipeError as error:
+            mistakes.append(str(error))
+    evaluate = _check(EvaluateSettings, sections["evaluate"], "evaluate", mistakes)
+    if mistakes:
+        raise RecipeError("\n".join(f"{place}: {mistake}" for mistake in mistakes))
+    assert data is not None
+    assert model is not None
+    assert train is not None
+    assert evaluate is not None
+    return Recipe(name, place, data, str(model_name), model, train, tricks, evaluate)
+
+
+def _check(settings: type[S], values: Mapping[str, Any], where: str, mistakes: list[str]) -> S | None:
+    try:
+        return settings.model_validate(dict(values))
+    except ValidationError as error:
+        mistakes.extend(_describe(settings, where, error))
+        return None
+
+
+def _describe(settings: type[BaseModel], where: str, error: ValidationError) -> Iterator[str]:
+    for item in error.errors():
+        *parents, last = [str(part) for part in item["loc"]] or [""]
+        path = ".".join([where, *parents, last]).rstrip(".")
+        if item["type"] == "extra_forbidden":
+            known = _known(settings, parents)
+            yield (
+                f"{path} is not a setting of {'.'.join([where, *parents])}.{nearest(last, known)} "
+                f"Known: {', '.join(sorted(known)) or 'none'}."
+            )
+        else:
+            message = item["msg"][0].lower() + item["msg"][1:]
+            yield f"{path}: {message.replace('input should be', 'must be')}, but is {item.get('input')!r}."
+
+
+def _known(settings: type[BaseModel], parents: Sequence[str]) -> list[str]:
+    current = settings
+    for parent in parents:
+        inner = current.model_fields[parent].annotation if parent in current.model_fields else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        current = inner
+    return list(current.model_fields)

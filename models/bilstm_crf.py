@@ -1,0 +1,298 @@
+"""BiLSTM-CRF over characters and bigrams, with pretrained vectors.
+
+Source: Huang, Xu and Yu 2015; Lample et al. 2016; characters and bigrams for Chinese as in Zhang and Yang 2018 (the "char + bichar"
+baseline of the Lattice LSTM paper).
+Differs: BIOES tags with hard constraints in training and decoding; variational dropout; every one- and two-character row of the
+vector file travels in the checkpoint, so a character that train does not hold keeps its vector at inference; no normalisation
+of the text (a character without a row borrows that of its half-width or lower-case form).
+Cost: the LSTM is nine tenths of a step; memory grows with batch x seq x hidden.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from hanzoo.data.catalogue import TaggingData
+from hanzoo.data.document import Document, Span
+from hanzoo.data.schemes import TagSet, flatten
+from hanzoo.data.vectors import load_vectors
+from hanzoo.data.vocabulary import Vocabulary, bigrams, build_vocabulary, characters
+from hanzoo.models.layers.crf import CRF
+from hanzoo.models.layers.embedding import VocabularyEmbedding
+from hanzoo.models.layers.lstm import BiLSTM, variational_dropout
+from hanzoo.models.model import AttackPoint, Draw, Settings, Tagger
+
+UNKNOWN = 1  # row of the vocabulary
+
+
+class BiLSTMCRFConfig(Settings):
+    """Fields of the recipe's `model` section.
+
+    Attributes:
+        vectors: word2vec file (text or .gz) whose one- and two-character rows are used; None = random vectors.
+        vector_scale: root mean square of an entry that the vectors are scaled to; None = as in the file. The step of an optimizer
+            like Adam does not depend on it, so it says how fast the vectors move away from where they start.
+        dimension: of characters and bigrams where there is no vector file.
+        use_bigrams: embed c_i c_{i+1} beside c_i.
+        min_count: occurrences in train that a bigram without a vector needs for a row of its own.
+        hidden: LSTM units a direction.
+        num_layers: LSTM layers.
+        dropout_embedding: variational dropout of the embeddings.
+        dropout_hidden: variational dropout between layers and before the emissions.
+        unknown_rate: share of train characters and bigrams replaced by "unknown", so that its row is trained.
+        tag_scheme: of the output layer; the data's own scheme does not matter.
+    """
+
+    vectors: str | None = None
+    vector_scale: float | None = Field(default=None, gt=0.0)
+    dimension: int = Field(default=64, ge=1)
+    use_bigrams: bool = True
+    min_count: int = Field(default=2, ge=1)
+    hidden: int = Field(default=256, ge=1)
+    num_layers: int = Field(default=1, ge=1)
+    dropout_embedding: float = Field(default=0.5, ge=0.0, lt=1.0)
+    dropout_hidden: float = Field(default=0.5, ge=0.0, lt=1.0)
+    unknown_rate: float = Field(default=0.01, ge=0.0, lt=1.0)
+    tag_scheme: Literal["BIO", "BIOES"] = "BIOES"
+
+
+@dataclass(frozen=True, slots=True)
+class CharacterFeatures:
+    """One text as rows of the vocabularies.
+
+    Attributes:
+        characters: (length,) int64.
+        bigrams: (length,) int64; empty where the model uses none.
+        tags: (length,) int64 gold tags (nested entities flattened: the longer one is kept).
+    """
+
+    characters: np.ndarray
+    bigrams: np.ndarray
+    tags: np.ndarray
+
+    @property
+    def length(self) -> int:
+        return len(self.characters)
+
+
+@dataclass(frozen=True)
+class TaggingBatch:
+    """Padded texts.
+
+    Attributes:
+        characters: (batch, seq) int64, 0 = padding.
+        bigrams: (batch, seq) int64, 0 = padding; None where the model uses none.
+        tags: (batch, seq) int64, 0 at padding.
+        mask: (batch, seq) bool, True = real, a prefix of each row.
+    """
+
+    characters: Tensor
+    bigrams: Tensor | None
+    tags: Tensor
+    mask: Tensor
+
+    @property
+    def num_units(self) -> Mapping[str, int]:
+        return {"crf": self.mask.shape[0]}
+
+    def to(self, device: torch.device) -> Self:
+        if device.type == "cpu":
+            return self
+        bigrams = None if self.bigrams is None else self.bigrams.to(device, non_blocking=True)
+        return replace(
+            self, characters=self.characters.to(device, non_blocking=True), bigrams=bigrams,
+            tags=self.tags.to(device, non_blocking=True), mask=self.mask.to(device, non_blocking=True),
+        )  # fmt: skip
+
+
+class BiLSTMCRF(Tagger):
+    """Characters and bigrams, bidirectional LSTM, linear-chain CRF.
+
+    Args:
+        config: its sizes.
+        tag_set: labels and scheme.
+        characters: vocabulary of the characters.
+        bigrams: vocabulary of the bigrams; None = not used.
+        dimensions: width of the character and of the bigram embedding.
+    """
+
+    Config: ClassVar[type[BiLSTMCRFConfig]] = BiLSTMCRFConfig
+    config: BiLSTMCRFConfig
+
+    def __init__(
+        self,
+        config: BiLSTMCRFConfig,
+        tag_set: TagSet,
+        characters: Vocabulary,
+        bigrams: Vocabulary | None,
+        dimensions: tuple[int, int],
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.tag_set = tag_set
+        self.character_vocabulary = characters
+        self.bigram_vocabulary = bigrams
+        self.temperature = temperature
+        self.dimensions = dimensions
+        self.characters = VocabularyEmbedding(characters.num_trained_rows, dimensions[0], characters.num_frozen_rows)
+        width = dimensions[0]
+        self.bigrams: VocabularyEmbedding | None = None
+        if bigrams is not None:
+            self.bigrams = VocabularyEmbedding(bigrams.num_trained_rows, dimensions[1], bigrams.num_frozen_rows)
+            width += dimensions[1]
+        self.lstm = BiLSTM(width, config.hidden, config.num_layers, config.dropout_hidden)
+        self.emission = nn.Linear(2 * config.hidden, len(tag_set.tags))
+        self.crf = CRF(
+            len(tag_set.tags),
+            batch_first=True,
+            legal_transitions=tag_set.legal_transitions,
+            legal_start=tag_set.legal_start,
+            legal_end=tag_set.legal_end,
+        )
+
+    @classmethod
+    def build(cls, config: BiLSTMCRFConfig, data: TaggingData) -> Self:
+        vectors = load_vectors(config.vectors) if config.vectors else None
+        if vectors is not None and config.vector_scale is not None:
+            vectors = vectors.scaled(config.vector_scale)
+        dimension = config.dimension if vectors is None else vectors.dimension
+        vocabularies, starts = [], []
+        for length, split in ((1, characters), (2, bigrams))[: 1 + config.use_bigrams]:
+            counts = Counter(token for document in data.train for token in split(document.text))
+            min_count = config.min_count if length == 2 else 1
+            vocabulary, rows = build_vocabulary(counts, vectors, length=length, min_count=min_count)
+            vocabularies.append(vocabulary)
+            starts.append(rows)
+        bigram_vocabulary = vocabularies[1] if config.use_bigrams else None
+        tag_set = TagSet(tuple(data.labels), config.tag_scheme)
+        model = cls(config, tag_set, vocabularies[0], bigram_vocabulary, (dimension, dimension))
+        for embedding, rows in zip((model.characters, model.bigrams), starts, strict=False):
+            assert embedding is not None
+            embedding.initialise(rows)
+        if vectors is not None:
+            model.inputs = {vectors.name: vectors.sha256}
+            model.notes = vectors.notes
+        return model
+
+    # Text to batch.
+
+    def featurize(self, item: Document) -> CharacterFeatures:
+        kept, _ = flatten(item.spans)
+        pairs = np.empty(0, dtype=np.int64)
+        if self.bigram_vocabulary is not None:
+            pairs = self.bigram_vocabulary.encode(bigrams(item.text))
+        return CharacterFeatures(
+            characters=self.character_vocabulary.encode(characters(item.text)),
+            bigrams=pairs,
+            tags=self.tag_set.encode(len(item.text), kept),
+        )
+
+    def collate(
+        self, features: Sequence[CharacterFeatures], draw: Draw | None = None, item_ids: Sequence[int] = ()
+    ) -> TaggingBatch:
+        lengths = np.array([item.length for item in features])
+        shape = (len(features), int(lengths.max()))
+        mask = np.arange(shape[1]) < lengths[:, None]
+
+        def pad(rows: Iterable[np.ndarray]) -> np.ndarray:
+            padded = np.zeros(shape, dtype=np.int64)
+            padded[mask] = np.concatenate(list(rows))
+            return padded
+
+        character_ids = pad(item.characters for item in features)
+        bigram_ids = pad(item.bigrams for item in features) if self.bigrams is not None else None
+        if draw is not None and self.config.unknown_rate:
+            for row, item_id in enumerate(item_ids):
+                generator = draw(item_id)
+                for ids in (character_ids, bigram_ids):
+                    if ids is not None:
+                        hidden = generator.random(lengths[row]) < self.config.unknown_rate
+                        ids[row, : lengths[row]][hidden] = UNKNOWN
+        return TaggingBatch(
+            torch.from_numpy(character_ids),
+            None if bigram_ids is None else torch.from_numpy(bigram_ids),
+            torch.from_numpy(pad(item.tags for item in features)),
+            torch.from_numpy(mask),
+        )
+
+    # Batch to emissions to losses and spans.
+
+    def forward(self, batch: TaggingBatch) -> Tensor:
+        """Emissions, (batch, seq, num_tags) float."""
+        embedded = self.characters(batch.characters)
+        if self.bigrams is not None:
+            embedded = torch.cat([embedded, self.bigrams(batch.bigrams)], dim=-1)
+        embedded = variational_dropout(embedded, self.config.dropout_embedding, self.training)
+        hidden = self.lstm(embedded, batch.mask)
+        emissions: Tensor = self.emission(variational_dropout(hidden, self.config.dropout_hidden, self.training))
+        return emissions
+
+    def losses(self, output: Tensor, batch: TaggingBatch) -> Mapping[str, Tensor]:
+        return {"crf": -self.crf.log_likelihood(output, batch.tags, batch.mask)}
+
+    def divergence(self, first: Tensor, second: Tensor, batch: TaggingBatch) -> Mapping[str, Tensor]:
+        return {"crf": self.crf.divergence(first, second, batch.mask)}
+
+    def attack_points(self, batch: TaggingBatch) -> Mapping[str, AttackPoint]:
+        rows = torch.arange(batch.mask.shape[0], device=batch.mask.device).unsqueeze(1)
+        samples = torch.where(batch.mask, rows, -1)
+        embeddings = {"characters": self.characters, "bigrams": self.bigrams}
+        return {
+            name: AttackPoint(embedding, samples, embedding.weight)
+            for name, embedding in embeddings.items()
+            if embedding is not None
+        }
+
+    def decode(self, output: Tensor, batch: TaggingBatch) -> list[list[Span]]:
+        return [self.tag_set.decode(path) for path in self._paths(output, batch)]
+
+    def illegal_tags(self, output: Tensor, batch: TaggingBatch) -> list[int]:
+        return [len(self.tag_set.illegal_positions(path)) for path in self._paths(output, batch)]
+
+    def _paths(self, output: Tensor, batch: TaggingBatch) -> list[np.ndarray]:
+        paths, _ = self.crf.viterbi_decode(output, batch.mask)
+        lengths = batch.mask.sum(dim=1).tolist()
+        return [path[:length] for path, length in zip(paths.cpu().numpy(), lengths, strict=True)]
+
+    def confidences(
+        self, output: Tensor, batch: TaggingBatch, spans: Sequence[Sequence[Span]], temperature: float
+    ) -> list[list[float]]:
+        """Posterior of exactly this span and type under the CRF with all scores divided by `temperature`."""
+        wanted = [[(span.start, span.end, *self.tag_set.span_tags(span)) for span in row] for row in spans]
+        logarithms = self.crf.span_log_posteriors(output, batch.mask, wanted, temperature)
+        return [[float(np.exp(min(value, 0.0))) for value in row] for row in logarithms]
+
+    # Saving.
+
+    def description(self) -> dict[str, Any]:
+        return {
+            "labels": list(self.tag_set.labels),
+            "dimensions": list(self.dimensions),
+            "temperature": self.temperature,
+        }
+
+    def save_files(self, folder: Path) -> None:
+        self.character_vocabulary.save(folder / "characters.json")
+        if self.bigram_vocabulary is not None:
+            self.bigram_vocabulary.save(folder / "bigrams.json")
+
+    @classmethod
+    def from_description(cls, config: BiLSTMCRFConfig, description: Mapping[str, Any], folder: Path) -> Self:
+        return cls(
+            config,
+            TagSet(tuple(description["labels"]), config.tag_scheme),
+            Vocabulary.load(folder / "characters.json"),
+            Vocabulary.load(folder / "bigrams.json") if config.use_bigrams else None,
+            (int(description["dimensions"][0]), int(description["dimensions"][1])),
+            float(description["temperature"]),
+        )

@@ -1,0 +1,1555 @@
+"""Linear-chain conditional random field: a faster, constrained drop-in for `torchcrf.CRF`.
+
+Source: Lafferty, McCallum and Pereira 2001; the forward-backward recursions with a normaliser a step are those of Rabiner 1989,
+section V.A. A sequence's score is `start[y_1] + sum_t emissions[t, y_t] + sum_t transitions[y_t-1, y_t] + end[y_n]`, its
+probability `exp(score - log_partition)`.
+
+Differs from pytorch-crf 0.7.2:
+  * Probabilities scaled at every step instead of a log-sum-exp over (num_tags, num_tags), only over real steps; the gradient is
+    written down (node and pair marginals) instead of recorded. On a CPU both are compiled by numba, elsewhere they are torch.
+  * Hard constraints: an illegal start, transition or end has probability exactly 0, in training and in decoding, and gradient
+    exactly 0. The partition runs over legal sequences only. A gold sequence that is illegal is an error.
+  * Marginals, exact n-best, divergence of two sequence distributions, span posteriors; scores beside the best path.
+  * Always float32 (float64 stays float64), also under autocast. Sums over a sequence are float64.
+  * Masks must be prefixes; that is checked.
+
+Numerics: a step multiplies by `exp(transitions - max)` and by `exp(emissions[t] - max)` and divides by the sum. Entries below
+1e-30 are set to 0. Whether that can be felt is decided, not hoped: an entry that is lost matters by at most 1e-30 times the
+(scaled) backward variable there, so a sentence where that product may pass 1e-12 is done again in the log domain in float64.
+float64 emissions always are.
+
+Cost: time batch * seq * num_tags^2, memory three (real steps, num_tags) arrays for training. The kernels are compiled at
+their first use, once a process (seconds). Second derivatives of the likelihood, and third ones of what is made of marginals,
+go through a plain recursion in the log domain, in float64.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torchcrf
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+Backend = Literal["auto", "numba", "torch"]
+SpanQuery = tuple[int, int, Sequence[int], Sequence[int]]
+
+_LOST = 1e-30  # scaled probabilities below this become 0
+_HARM = 1e18  # ... unless a backward variable above this says that they may be felt: then the log domain
+_WEAK = -16.0  # finite transitions this far below the largest are nearly lost in exp(): the check is then always made
+_FLOOR = -1e30  # stands for -inf where -inf would give NaN gradients: exp(floor - finite) is exactly 0
+_LANES = 16  # rows of the compiled recursions are padded to a multiple of this
+
+
+# ------------------------------------------------------------------------------------------------------------ the layer
+
+
+class CRF(torchcrf.CRF):  # type: ignore[misc]
+    """Linear-chain CRF with hard constraints; parameters, `forward` and `decode` are those of `torchcrf.CRF`.
+
+    Args:
+        num_tags: number of tags, at least 1.
+        batch_first: layout of what `forward` and `decode` take; all other methods are batch-first always.
+        legal_transitions: (num_tags, num_tags) bool [from, to]; None = all.
+        legal_start: (num_tags,) bool; None = all.
+        legal_end: (num_tags,) bool; None = all.
+
+    Raises:
+        ValueError: `num_tags` is below 1, or a constraint has another shape.
+    """
+
+    start_transitions: nn.Parameter
+    end_transitions: nn.Parameter
+    transitions: nn.Parameter
+    legal_transitions: Tensor
+    legal_start: Tensor
+    legal_end: Tensor
+    num_tags: int
+    batch_first: bool
+
+    def __init__(
+        self,
+        num_tags: int,
+        batch_first: bool = False,
+        *,
+        legal_transitions: Any = None,
+        legal_start: Any = None,
+        legal_end: Any = None,
+    ) -> None:
+        super().__init__(num_tags, batch_first)
+        shapes = {
+            "legal_transitions": (legal_transitions, (num_tags, num_tags)),
+            "legal_start": (legal_start, (num_tags,)),
+            "legal_end": (legal_end, (num_tags,)),
+        }
+        for name, (given, shape) in shapes.items():
+            legal = torch.ones(shape, dtype=torch.bool) if given is None else torch.as_tensor(given).bool().clone()
+            if tuple(legal.shape) != shape:
+                raise ValueError(f"CRF: {name} must have shape {shape}, but has {tuple(legal.shape)}.")
+            # not persistent: the state_dict stays that of torchcrf, constraints come from the tag scheme
+            self.register_buffer(name, legal, persistent=False)
+        self._constrained = not all(bool(getattr(self, name).all()) for name in shapes)
+
+    def forward(self, emissions: Tensor, tags: Tensor, mask: Tensor | None = None, reduction: str = "sum") -> Tensor:
+        """Log-likelihood (not negated) as in torchcrf.
+
+        Args:
+            emissions: (seq, batch, num_tags) float, or (batch, seq, num_tags) with `batch_first`.
+            tags: (seq, batch) int64, or (batch, seq).
+            mask: as `tags`, bool or uint8, True = real; a prefix of each sentence. None = all real.
+            reduction: "none", "sum", "mean" (over sentences) or "token_mean" (sum over real tokens' number).
+
+        Returns:
+            (batch,) for "none", else a scalar; float32, or float64 for float64 emissions.
+
+        Raises:
+            ValueError: shapes differ, the mask is no prefix, a gold sequence is illegal, the reduction is unknown.
+        """
+        if reduction not in ("none", "sum", "mean", "token_mean"):
+            raise ValueError(f"CRF: reduction must be none, sum, mean or token_mean, but is {reduction!r}.")
+        emissions, mask = self._batch_first(emissions, mask)
+        if not self.batch_first and tags.dim() == 2:
+            tags = tags.transpose(0, 1)
+        values = self.log_likelihood(emissions, tags, mask)
+        if reduction == "none":
+            return values
+        if reduction == "sum":
+            return values.sum()
+        if reduction == "mean":
+            return values.mean()
+        return values.sum() / mask.sum()
+
+    def decode(self, emissions: Tensor, mask: Tensor | None = None) -> list[list[int]]:
+        """Best legal tags of each sentence, as in torchcrf; arguments as in `forward`.
+
+        Returns:
+            One list of tags a sentence, of its own length.
+
+        Raises:
+            ValueError: shapes differ, the mask is no prefix, or there is no legal sequence of a sentence's length.
+        """
+        emissions, mask = self._batch_first(emissions, mask)
+        tags, _ = self.viterbi_decode(emissions, mask)
+        lengths = mask.sum(1).tolist()
+        return [row[:length] for row, length in zip(tags.tolist(), lengths, strict=True)]
+
+    def log_likelihood(self, emissions: Tensor, tags: Tensor, mask: Tensor) -> Tensor:
+        """Log-probability of the given tags.
+
+        Args:
+            emissions: (batch, seq, num_tags) float.
+            tags: (batch, seq) int64; ignored at padding.
+            mask: (batch, seq) bool, True = real; a prefix, at least one a row.
+
+        Returns:
+            (batch,) float32, or float64 for float64 emissions.
+
+        Raises:
+            ValueError: shapes differ, the mask is no prefix, or a gold sequence is illegal (row and position are named).
+        """
+        emissions, lengths, scores = self._prepare(emissions, mask)
+        if tags.shape != mask.shape:
+            raise ValueError(f"CRF: tags must have shape {tuple(mask.shape)}, but has {tuple(tags.shape)}.")
+        with _no_autocast(emissions):
+            return log_likelihood(emissions, *scores, tags.long().contiguous(), lengths)
+
+    def log_partition(self, emissions: Tensor, mask: Tensor) -> Tensor:
+        """Log of the sum of exp(score) over all legal sequences; arguments as in `log_likelihood`.
+
+        Returns:
+            (batch,) float32, or float64 for float64 emissions; -inf where no sequence of that length is legal.
+        """
+        emissions, lengths, scores = self._prepare(emissions, mask)
+        with _no_autocast(emissions):
+            return -log_likelihood(emissions, *scores, None, lengths)
+
+    @torch.no_grad()
+    def viterbi_decode(self, emissions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Best legal sequence of each sentence and its score; arguments as in `log_likelihood`.
+
+        Memory: one float a step and tag, for the longest sentence.
+
+        Returns:
+            (batch, seq) int64 tags, 0 at padding; (batch,) float scores.
+
+        Raises:
+            ValueError: no sequence of a sentence's length is legal.
+        """
+        emissions, lengths, scores = self._prepare(emissions, mask)
+        array = emissions.detach().cpu().contiguous().numpy()
+        counts = lengths.cpu().numpy()
+        batch, seq, num_tags = array.shape
+        width = _padded(num_tags)
+        work = _aligned(2 * width + 5, width, dtype=array.dtype, fill=-math.inf)
+        matrix, matrix_t, start, end = work[:width], work[width : 2 * width], work[-2], work[-1]
+        start[:num_tags], matrix[:num_tags, :num_tags], end[:num_tags] = (x.detach().cpu().numpy() for x in scores)
+        matrix_t[:] = matrix.T
+        tags = np.zeros((batch, seq), np.int64)
+        table = _aligned(int(counts.max()), width, dtype=array.dtype)
+        row = _viterbi_kernel(width, array.dtype.name)(
+            array, counts, start, matrix, matrix_t, end, work[2 * width :], table, tags
+        )
+        if row >= 0:
+            raise ValueError(
+                f"CRF: row {row} has no legal sequence of length {counts[row]}. Check the constraints, and the "
+                "emissions for NaN."
+            )
+        values = np.zeros(batch)
+        _log_kernels().gold(array, tags, counts, *(_double(x) for x in scores), values)
+        return torch.from_numpy(tags).to(mask.device), torch.from_numpy(values).to(emissions)
+
+    @torch.no_grad()
+    def n_best(self, emissions: Tensor, mask: Tensor, n: int) -> list[list[tuple[list[int], float]]]:
+        """The n best legal sequences of each sentence, exact; arguments as in `log_likelihood`.
+
+        Cost: time seq * num_tags^2 * n, memory seq * num_tags * n * 4 bytes.
+
+        Returns:
+            For each sentence (tags, score), best first; fewer than n where fewer legal sequences exist.
+
+        Raises:
+            ValueError: n is below 1.
+        """
+        if n < 1:
+            raise ValueError(f"CRF: n must be at least 1, but is {n}.")
+        emissions, lengths, scores = self._prepare(emissions, mask)
+        start, matrix, end = (_double(x) for x in scores)
+        kernel = _n_best_kernel()
+        result = []
+        for row, length in enumerate(lengths.tolist()):
+            tags = np.empty((n, length), np.int64)
+            totals, work = np.empty(n), np.empty((self.num_tags, n))
+            pointers = np.empty((length, self.num_tags, n), np.int32)
+            found = kernel(_double(emissions[row, :length]), start, matrix, end, work, pointers, tags, totals)
+            result.append([(tags[k].tolist(), float(totals[k])) for k in range(found)])
+        return result
+
+    def marginals(self, emissions: Tensor, mask: Tensor) -> Tensor:
+        """Probability of each tag at each position; differentiable. Arguments as in `log_likelihood`.
+
+        Returns:
+            (batch, seq, num_tags) float in [0, 1], summing to 1 at real positions, 0 at padding.
+        """
+        emissions, lengths, scores = self._prepare(emissions, mask)
+        with _no_autocast(emissions):
+            return marginals(emissions, *scores, lengths)
+
+    def divergence(self, first: Tensor, second: Tensor, mask: Tensor) -> Tensor:
+        """Half the sum of both Kullback-Leibler divergences between the sequence distributions of two emissions.
+
+        With shared transitions the partitions cancel: `0.5 * sum_t <marginals(first) - marginals(second), first - second>`.
+
+        Args:
+            first: (batch, seq, num_tags) float.
+            second: as `first`.
+            mask: (batch, seq) bool, True = real; a prefix, at least one a row.
+
+        Returns:
+            (batch,) float, at least 0 up to rounding; exact gradients to both emissions and to all parameters.
+        """
+        if first.shape != second.shape:
+            raise ValueError(f"CRF: second must have shape {tuple(first.shape)}, but has {tuple(second.shape)}.")
+        first, lengths, scores = self._prepare(first, mask)
+        second, _, _ = self._prepare(second, mask)
+        with _no_autocast(first):
+            both = marginals(torch.cat((first, second)), *scores, torch.cat((lengths, lengths)))
+            difference = (both[: len(first)] - both[len(first) :]) * (first - second)
+            return 0.5 * torch.where(mask.unsqueeze(2), difference, 0.0).sum((1, 2))
+
+    @torch.no_grad()
+    def span_log_posteriors(
+        self,
+        emissions: Tensor,
+        mask: Tensor,
+        spans: Sequence[Sequence[SpanQuery]],
+        temperature: float = 1.0,
+    ) -> list[list[float]]:
+        """Exact log-probability that a span carries exactly these tags and is not continued. Always float64.
+
+        Sums over all legal sequences whose tags at start..end-1 are the given ones and whose tag at `end`, where the sentence
+        goes on, is none of `next_forbidden` (for BIO the type's I tag; for BIOES nothing).
+
+        Args:
+            emissions: (batch, seq, num_tags) float.
+            mask: (batch, seq) bool, True = real; a prefix, at least one a row.
+            spans: for each sentence its (start, end, tags, next_forbidden), half-open, end - start tags.
+            temperature: divides all scores; above 0.
+
+        Returns:
+            For each sentence the log-probabilities of its spans, at most 0; -inf for an illegal one.
+
+        Raises:
+            ValueError: the temperature is not above 0, or a span lies outside its sentence or has another number of tags.
+
+        Cost: one forward and one backward pass a sentence that has spans; memory two (seq, num_tags) float64 arrays.
+        """
+        if not temperature > 0:
+            raise ValueError(f"CRF: temperature must be above 0, but is {temperature}.")
+        if len(spans) != len(emissions):
+            raise ValueError(f"CRF: spans must have {len(emissions)} rows, but has {len(spans)}.")
+        emissions, lengths, scores = self._prepare(emissions, mask)
+        start, matrix, end = (_double(x) / temperature for x in scores)
+        matrix_t = np.ascontiguousarray(matrix.T)
+        kernel, kernel_max, _ = _exponential(matrix)
+        kernel_t = np.ascontiguousarray(kernel.T)
+        kernels = _log_kernels()
+        results: list[list[float]] = []
+        for row, (length, queries) in enumerate(zip(lengths.tolist(), spans, strict=True)):
+            for begin, past, tags, _ in queries:
+                if not 0 <= begin < past <= length or len(tags) != past - begin:
+                    raise ValueError(
+                        f"CRF: row {row}: a span must lie in 0..{length} and have one tag a position, but is "
+                        f"{begin}..{past} with {len(tags)} tags."
+                    )
+            if not queries:
+                results.append([])
+                continue
+            array = emissions[row, :length].detach().cpu().contiguous().numpy()
+            alphas, betas = np.empty((2, length, self.num_tags))
+            total = kernels.forward(array, start, matrix, end, kernel, kernel_max, temperature, alphas)
+            kernels.betas(array, end, matrix_t, kernel_t, kernel_max, temperature, betas)
+            found = []
+            for begin, past, tags, forbidden in queries:
+                path = np.asarray(tags, np.int64)
+                value = alphas[begin, path[0]] - total + matrix[path[:-1], path[1:]].sum()
+                value += array[np.arange(begin + 1, past), path[1:]].sum(dtype=np.float64) / temperature
+                if past == length:
+                    value += end[path[-1]]
+                elif not forbidden:
+                    value += betas[past - 1, path[-1]]
+                else:
+                    tail = matrix[path[-1]] + array[past] / temperature + betas[past]
+                    tail[np.asarray(forbidden, np.int64)] = -np.inf
+                    value += np.logaddexp.reduce(tail)
+                found.append(min(float(value), 0.0))  # rounding may pass 0
+            results.append(found)
+        return results
+
+    def _batch_first(self, emissions: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        if emissions.dim() != 3:
+            raise ValueError(f"CRF: emissions must have 3 dimensions, but has {emissions.dim()}.")
+        if mask is None:
+            mask = emissions.new_ones(emissions.shape[:2], dtype=torch.bool)
+        elif mask.dtype == torch.uint8:  # torchcrf takes it
+            mask = mask.bool()
+        if not self.batch_first:
+            emissions, mask = emissions.transpose(0, 1), mask.transpose(0, 1)
+        return emissions, mask
+
+    def _prepare(self, emissions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Check shapes and mask; return emissions in float32 or float64, lengths, scores with -inf where illegal."""
+        if emissions.dim() != 3 or emissions.shape[2] != self.num_tags:
+            raise ValueError(
+                f"CRF: emissions must have shape (batch, seq, {self.num_tags}), but has {tuple(emissions.shape)}."
+            )
+        if mask.shape != emissions.shape[:2]:
+            raise ValueError(f"CRF: mask must have shape {tuple(emissions.shape[:2])}, but has {tuple(mask.shape)}.")
+        if mask.dtype != torch.bool:
+            raise ValueError(f"CRF: mask must be bool, but is {mask.dtype}. Give True for real positions.")
+        if mask.device.type == "cpu":
+            lengths = torch.empty(len(mask), dtype=torch.int64)
+            row = _log_kernels().prefix_lengths(mask.numpy(), lengths.numpy())
+        else:
+            lengths = mask.sum(1)
+            wrong = (mask[:, 1:] & ~mask[:, :-1]).any(1) | ~mask[:, :1].any(1)
+            row = int(wrong.nonzero()[0]) if bool(wrong.any()) else -1
+        if row >= 0:
+            what = "True at first" if not bool(mask[row, :1].any()) else "a prefix (no True after a False)"
+            raise ValueError(f"CRF: row {row} of mask must be {what}, but is not. Padding stands at the end.")
+        dtype = torch.promote_types(torch.promote_types(emissions.dtype, self.transitions.dtype), torch.float32)
+        scores = (self.start_transitions.to(dtype), self.transitions.to(dtype), self.end_transitions.to(dtype))
+        if self._constrained:
+            start, transitions, end = scores
+            scores = (
+                torch.where(self.legal_start, start, -math.inf),
+                torch.where(self.legal_transitions, transitions, -math.inf),
+                torch.where(self.legal_end, end, -math.inf),
+            )
+        return emissions.to(dtype), lengths, scores
+
+
+# ------------------------------------------------------------------------- the functions behind it, and their gradients
+
+
+def _no_autocast(emissions: Tensor) -> Any:
+    return torch.autocast(emissions.device.type, enabled=False)
+
+
+def _double(tensor: Tensor) -> NDArray[np.float64]:
+    return tensor.detach().double().cpu().numpy()
+
+
+def _exponential(logs: NDArray[np.float64]) -> tuple[NDArray[np.float64], float, bool]:
+    """exp(logs - max), the max, and whether finite entries are (nearly) lost in it."""
+    top = float(logs.max())
+    if not math.isfinite(top):
+        return np.exp(logs), 0.0, True
+    shifted = logs - top
+    return np.exp(shifted), top, bool(((shifted < _WEAK) & (logs > -np.inf)).any())
+
+
+def _illegal(tags: Tensor, row: int, position: int, num_tags: int) -> ValueError:
+    tag = int(tags[row, position])
+    if not 0 <= tag < num_tags:
+        what = f"be at least 0 and below {num_tags}, but is {tag}"
+    elif position == 0:
+        what = f"be a legal sequence, but holds an illegal start (or, in a sentence of one, end) {tag}"
+    else:
+        what = f"be a legal sequence, but holds an illegal transition or end: {int(tags[row, position - 1])} -> {tag}"
+    return ValueError(f"row {row}, position {position}: tags must {what}. Repair the gold tags before training.")
+
+
+def _padded(num_tags: int) -> int:
+    return -(-num_tags // _LANES) * _LANES
+
+
+def _aligned(*shape: int, dtype: Any = np.float32, fill: float | None = None) -> NDArray[Any]:
+    """An array on a 64-byte boundary, which numpy does not promise: rows then lie within cache lines."""
+    kind = torch.float32 if dtype == np.float32 else torch.float64
+    return (torch.empty(shape, dtype=kind) if fill is None else torch.full(shape, fill, dtype=kind)).numpy()
+
+
+class _NumbaState:
+    """What the compiled forward pass leaves for the backward pass."""
+
+    def __init__(self, emissions: Tensor, start: Tensor, transitions: Tensor, end: Tensor, lengths: Tensor) -> None:
+        self.tensors = (emissions.detach(), start.detach(), transitions.detach(), end.detach())
+        self.start, self.matrix, self.end = _double(start), _double(transitions), _double(end)
+        self.emissions = emissions.detach().contiguous().numpy()
+        self.lengths = lengths.numpy()
+        batch, _, num_tags = self.emissions.shape
+        self.kernel64, self.kernel_max, weak = _exponential(self.matrix)
+        start_kernel, start_max, weak_start = _exponential(self.start)
+        end_kernel, end_max, weak_end = _exponential(self.end)
+        self.log_partitions = np.empty(batch, np.float64)
+        if self.emissions.dtype == np.float64:
+            self.retry = np.ones(batch, np.bool_)
+        else:
+            total = int(self.lengths.sum())
+            width = _padded(num_tags)
+            start32, end32 = np.zeros((2, width), np.float32)
+            start32[:num_tags], end32[:num_tags] = start_kernel, end_kernel
+            kernel, kernel_t = _aligned(2, width, width, fill=0.0)
+            kernel[:num_tags, :num_tags] = self.kernel64
+            kernel_t[:num_tags, :num_tags] = self.kernel64.T
+            self.work = _aligned(8, width, fill=0.0)
+            self.kernels = _scaled_kernels(width)
+            self.alphas, weights = _aligned(2, total, width)
+            self.tape = (self.alphas, weights, np.empty(total, np.float32), np.empty(batch, np.bool_))
+            self.scores = (start32, kernel, kernel_t, end32)
+            tops, always_check = (start_max + end_max, self.kernel_max), weak or weak_start or weak_end
+            self.kernels.forward(
+                self.emissions, self.lengths, self.scores, tops, always_check, self.work, self.tape, self.log_partitions
+            )
+            self.retry = self.tape[3]
+        for row in np.flatnonzero(self.retry).tolist():
+            n = self.lengths[row]
+            self.log_partitions[row] = self._log_forward(row, np.empty((n, num_tags)))
+
+    def _log_forward(self, row: int, alphas: NDArray[np.float64]) -> float:
+        result: float = _log_kernels().forward(
+            self.emissions[row], self.start, self.matrix, self.end, self.kernel64, self.kernel_max, 1.0, alphas
+        )
+        return result
+
+    def gradients(self, tags: Tensor | None, factors: Tensor, only_emissions: bool = False) -> tuple[Tensor, ...]:
+        """factors[b] * gradient of (gold score - log partition) of row b, summed over rows for the parameters."""
+        num_tags = self.emissions.shape[2]
+        gold = np.empty((0, 0), np.int64) if tags is None else tags.numpy()
+        weights = factors.detach().to(torch.float64).numpy()
+        gradient = np.empty_like(self.emissions)
+        pairs = np.zeros((num_tags, num_tags))
+        ends = np.zeros((2, num_tags))
+        if not self.retry.all():
+            outer, factor32 = _aligned(*self.alphas.shape), weights.astype(np.float32)
+            self.kernels.backward(
+                self.lengths, gold, factor32, self.scores, self.work, self.tape, gradient, outer, ends
+            )
+            if not only_emissions:
+                product = torch.from_numpy(self.alphas).T @ torch.from_numpy(outer)
+                pairs -= product.numpy()[:num_tags, :num_tags] * self.kernel64
+        for row in np.flatnonzero(self.retry).tolist():
+            self._log_gradient(row, gold, weights[row], gradient, pairs, ends)
+        if tags is not None:
+            _log_kernels().add_gold(gold, self.lengths, weights, pairs, ends)
+        return tuple(torch.from_numpy(x) for x in (gradient, ends[0], pairs, ends[1]))
+
+    def curvature(self, direction: Tensor) -> tuple[Tensor, ...]:
+        """Hessian of the log partitions' sum times the direction in the emissions: for emissions, start, transitions, end."""
+        num_tags = self.emissions.shape[2]
+        along = direction.detach().contiguous()
+        product = np.empty_like(self.emissions)
+        pairs = np.zeros((num_tags, num_tags))
+        ends = np.zeros((2, num_tags))
+        if not self.retry.all():
+            outer = _aligned(3, *self.alphas.shape)
+            views = (outer[0], outer[1], outer[2])
+            self.kernels.curvature(self.lengths, along.numpy(), self.scores, self.work, self.tape, product, views, ends)
+            tangents, pair, pair_tangents = (torch.from_numpy(x) for x in views)
+            counts = tangents.T @ pair + torch.from_numpy(self.alphas).T @ pair_tangents
+            pairs += counts.numpy()[:num_tags, :num_tags] * self.kernel64
+        results = tuple(torch.from_numpy(x) for x in (product, ends[0], pairs, ends[1]))
+        rows = torch.from_numpy(np.flatnonzero(self.retry))
+        if len(rows):
+            _add_log_domain_curvature(results, rows, self.tensors, torch.from_numpy(self.lengths), along)
+        return results
+
+    def _log_gradient(self, row: int, gold: Any, factor: float, gradient: Any, pairs: Any, ends: Any) -> None:
+        n, num_tags = int(self.lengths[row]), self.emissions.shape[2]
+        kernels = _log_kernels()
+        alphas, betas, nodes = np.empty((3, n, num_tags))
+        log_partition = self._log_forward(row, alphas)
+        matrix_t, kernel_t = np.ascontiguousarray(self.matrix.T), np.ascontiguousarray(self.kernel64.T)
+        emissions = self.emissions[row]
+        kernels.betas(emissions, self.end, matrix_t, kernel_t, self.kernel_max, 1.0, betas)
+        kernels.counts(emissions, self.matrix, alphas, betas, log_partition, nodes, pairs, -factor)
+        ends[0] -= factor * nodes[0]
+        ends[1] -= factor * nodes[-1]
+        gradient[row, :n] = -factor * nodes
+        gradient[row, n:] = 0.0
+        if gold.size:
+            gradient[row, np.arange(n), gold[row, :n]] += factor
+
+
+def _log_domain(
+    emissions: Tensor, start: Tensor, transitions: Tensor, end: Tensor, tags: Tensor | None, lengths: Tensor
+) -> Tensor:
+    """Gold score (0 without tags) less log partition, by a plain recursion that can be differentiated as often as wanted.
+
+    float64 where the device has it. -inf is replaced by a floor so low that its probability is exactly 0.
+    """
+    dtype = torch.float32 if emissions.device.type == "mps" else torch.float64
+    emissions, start, transitions, end = (x.to(dtype).clamp(min=_FLOOR) for x in (emissions, start, transitions, end))
+    score = start + emissions[:, 0]
+    for t in range(1, emissions.shape[1]):
+        following = torch.logsumexp(score.unsqueeze(2) + transitions, 1) + emissions[:, t]
+        score = torch.where((lengths > t).unsqueeze(1), following, score)
+    result = -torch.logsumexp(score + end, 1)
+    if tags is not None:
+        steps = torch.arange(emissions.shape[1], device=emissions.device)
+        real = steps < lengths.unsqueeze(1)
+        tags = torch.where(real, tags, 0)
+        zero = emissions.new_zeros(())
+        result = result + torch.where(real, emissions.gather(2, tags.unsqueeze(2)).squeeze(2), zero).sum(1)
+        result = result + torch.where(real[:, 1:], transitions[tags[:, :-1], tags[:, 1:]], zero).sum(1)
+        result = result + start[tags[:, 0]] + end[tags.gather(1, lengths.unsqueeze(1) - 1).squeeze(1)]
+    return result
+
+
+def _add_log_domain_curvature(
+    results: tuple[Tensor, ...], rows: Tensor, tensors: tuple[Tensor, ...], lengths: Tensor, direction: Tensor
+) -> None:
+    """Set these rows of the Hessian product, and add what they give to that of the parameters, through the plain recursion."""
+    with torch.enable_grad():
+        inputs = [x.detach().requires_grad_() for x in (tensors[0][rows], *tensors[1:])]
+        value = -_log_domain(inputs[0], inputs[1], inputs[2], inputs[3], None, lengths[rows])
+        (nodes,) = torch.autograd.grad(value.sum(), inputs[0], create_graph=True)
+        found = torch.autograd.grad(nodes, inputs, direction[rows], allow_unused=True, materialize_grads=True)
+    results[0][rows] = found[0]
+    for result, extra in zip(results[1:], found[1:], strict=True):
+        result += extra
+
+
+class _LogLikelihood(torch.autograd.Function):
+    """Gold score (0 without tags) less log partition, (batch,)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        emissions: Tensor,
+        start: Tensor,
+        transitions: Tensor,
+        end: Tensor,
+        tags: Tensor | None,
+        lengths: Tensor,
+        backend: str,
+    ) -> Tensor:
+        ctx.save_for_backward(emissions, start, transitions, end, tags, lengths)
+        if backend == "torch":
+            ctx.state = _TorchState(emissions, start, transitions, end, lengths)
+            result: Tensor = ctx.state.log_likelihood(tags).to(emissions.dtype)
+            return result
+        ctx.state = state = _NumbaState(emissions, start, transitions, end, lengths)
+        scores = np.zeros(len(state.lengths))
+        if tags is not None:
+            row, position = _log_kernels().gold(
+                state.emissions, tags.numpy(), state.lengths, state.start, state.matrix, state.end, scores
+            )
+            if row >= 0:
+                raise _illegal(tags, row, position, emissions.shape[2])
+        return torch.from_numpy((scores - state.log_partitions).astype(state.emissions.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        emissions, start, transitions, end, tags, lengths = ctx.saved_tensors
+        inputs = (emissions, start, transitions, end)
+        if torch.is_grad_enabled():  # create_graph: a gradient that can itself be differentiated
+            wanted = [x for x, need in zip(inputs, ctx.needs_input_grad, strict=False) if need]
+            value = _log_domain(*inputs, tags, lengths).to(emissions.dtype)
+            found = iter(
+                torch.autograd.grad(
+                    value, wanted, grads[0], create_graph=True, allow_unused=True, materialize_grads=True
+                )
+            )
+            return (*(next(found) if need else None for need in ctx.needs_input_grad[:4]), None, None, None)
+        with _no_autocast(emissions):
+            gradients = ctx.state.gradients(tags, grads[0])
+        return (*(g.to(x.dtype) for g, x in zip(gradients, inputs, strict=True)), None, None, None)
+
+
+class _Marginals(torch.autograd.Function):
+    """Node marginals (batch, seq, num_tags); the gradient is a product with the Hessian of the log partition."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, emissions: Tensor, start: Tensor, transitions: Tensor, end: Tensor, lengths: Tensor, backend: str
+    ) -> Tensor:
+        ctx.save_for_backward(emissions, start, transitions, end, lengths)
+        state = _NumbaState if backend == "numba" else _TorchState
+        ctx.state = state(emissions, start, transitions, end, lengths)
+        nodes: Tensor = ctx.state.gradients(None, emissions.new_full((len(emissions),), -1.0), only_emissions=True)[0]
+        return nodes
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, lengths = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            source, *parameters = inputs
+            anew = source if source.requires_grad else source.detach().requires_grad_()
+            value = -_log_domain(anew, parameters[0], parameters[1], parameters[2], None, lengths)
+            (nodes,) = torch.autograd.grad(value.sum(), anew, create_graph=True)
+            wanted = [x for x, need in zip(inputs, ctx.needs_input_grad, strict=False) if need]
+            found = iter(
+                torch.autograd.grad(
+                    nodes, wanted, grads[0], create_graph=True, allow_unused=True, materialize_grads=True
+                )
+            )
+            return (*(next(found) if need else None for need in ctx.needs_input_grad[:4]), None, None)
+        with _no_autocast(inputs[0]):
+            products = ctx.state.curvature(grads[0])
+        return (*(g.to(x.dtype) for g, x in zip(products, inputs, strict=True)), None, None)
+
+
+class _TorchState:
+    """The same scaled recursion in torch, both directions as one batch of two: one matrix product a step. CUDA runs this.
+
+    Everything inside is (seq, batch, ...), sentences by falling length, so that the real ones come first at every step.
+    """
+
+    def __init__(self, emissions: Tensor, start: Tensor, transitions: Tensor, end: Tensor, lengths: Tensor) -> None:
+        self.inputs = (emissions, start, transitions, end)
+        self.lengths = lengths
+        batch = len(emissions)
+        self.order = torch.argsort(lengths, descending=True, stable=True)
+        self.ordered = ordered = lengths[self.order]
+        self.seq = seq = int(ordered[0])
+        self.active = torch.bincount(lengths, minlength=seq + 1).flip(0).cumsum(0).flip(0)[1:].tolist()
+        steps = torch.arange(seq, device=lengths.device).unsqueeze(1)
+        self.columns = torch.arange(batch, device=lengths.device)
+        self.real = steps < ordered
+        self.mirror = (torch.where(self.real, ordered - 1 - steps, steps) * batch + self.columns).flatten()
+        e = emissions[self.order, :seq].transpose(0, 1).contiguous()
+        e_max = e.amax(2, keepdim=True)
+        weights = torch.exp(e - e_max)
+        self.weights = torch.stack((weights, self._mirrored(weights)))
+        tops = [x.max() for x in (start, transitions, end)]
+        first, self.kernel, last = (torch.exp(x - top) for x, top in zip((start, transitions, end), tops, strict=True))
+        self.kernels = torch.stack((self.kernel, self.kernel.T))
+        self.states = torch.empty_like(self.weights)
+        before = torch.empty_like(self.weights)  # without the step's own emission: on side 1 the backward variables
+        before[0, 0] = first
+        before[1, 0] = last
+        self.norms = torch.ones_like(self.weights[..., :1])
+        for t, n in enumerate(self.active):
+            now, row, norm = self.states[:, t, :n], before[:, t, :n], self.norms[:, t, :n]
+            if t > 0:
+                torch.bmm(self.states[:, t - 1, :n], self.kernels, out=row)
+            torch.mul(row, self.weights[:, t, :n], out=now)
+            torch.sum(now, 2, keepdim=True, out=norm)
+            now.div_(norm)
+        self.alphas = self.states[0]
+        self.betas = self._mirrored(before[1])
+        self.following = self._mirrored(self.states[1])  # emission times backward variable
+        nodes = self.alphas * self.betas
+        self.totals = torch.where(self.real, nodes.sum(2), 1.0).unsqueeze(2)
+        self.nodes = nodes.div_(self.totals).masked_fill_(~self.real.unsqueeze(2), 0.0)
+        ends = self.alphas[ordered - 1, self.columns] @ last
+        logs = torch.where(self.real, (self.norms[0].log() + e_max).squeeze(2), 0.0).double().sum(0)
+        logs = logs + ends.log() + tops[0] + tops[2] + (ordered - 1) * tops[1]
+        smallest = torch.minimum(self.totals, self.norms.amin(0)).squeeze(2)
+        smallest = torch.where(self.real, smallest, 1.0).amin(0).minimum(ends)
+        harm = ~(torch.isfinite(logs) & (smallest > 1e-12))  # what float32 lost may be felt
+        self.clean = ~harm
+        self.log_partition = torch.empty_like(logs).index_put_((self.order,), logs)
+        self.rows = self.order[harm]
+        if len(self.rows):
+            with torch.no_grad():
+                exact = -_log_domain(emissions[self.rows], start, transitions, end, None, lengths[self.rows])
+            exact = torch.where(exact > 0.5 * _FLOOR, exact, -math.inf)  # no legal sequence
+            self.log_partition[self.rows] = exact.to(self.log_partition.dtype)
+
+    def log_likelihood(self, tags: Tensor | None) -> Tensor:
+        """Score of the tags (0 without) less the log partition, (batch,) float64."""
+        if tags is None:
+            return -self.log_partition
+        emissions, start, transitions, end = self.inputs
+        num_tags = emissions.shape[2]
+        real = torch.arange(emissions.shape[1], device=emissions.device) < self.lengths.unsqueeze(1)
+        outside = real & ((tags < 0) | (tags >= num_tags))
+        known = torch.where(real & ~outside, tags, 0)
+        steps = torch.empty_like(known, dtype=emissions.dtype)
+        steps[:, 0] = start[known[:, 0]]
+        steps[:, 1:] = transitions[known[:, :-1], known[:, 1:]]
+        final = (self.lengths - 1).unsqueeze(1)
+        steps.scatter_add_(1, final, end[known.gather(1, final)])
+        wrong = outside | (real & (steps == -math.inf))
+        if bool(wrong.any()):
+            row, position = wrong.nonzero()[0].tolist()
+            raise _illegal(tags, row, position, num_tags)
+        steps += emissions.gather(2, known.unsqueeze(2)).squeeze(2)
+        return torch.where(real, steps, 0.0).double().sum(1) - self.log_partition
+
+    def gradients(self, tags: Tensor | None, factors: Tensor, only_emissions: bool = False) -> tuple[Tensor, ...]:
+        """As `_NumbaState.gradients`."""
+        emissions, start, transitions, end = self.inputs
+        num_tags = emissions.shape[2]
+        factor = torch.where(self.clean, factors.to(emissions.dtype)[self.order], 0.0)
+        nodes = torch.where(self.clean.unsqueeze(1), self.nodes, 0.0)
+        results = self._placed(nodes * -factor.unsqueeze(1))
+        if not only_emissions:
+            results[2].sub_(self.kernel * self._counts(self.alphas, self.following, factor))
+        if tags is not None:
+            gradient, first, pairs, last = results
+            weights = factors.to(emissions.dtype)
+            real = torch.arange(emissions.shape[1], device=tags.device) < self.lengths.unsqueeze(1)
+            tags = torch.where(real, tags, 0)
+            gradient.scatter_add_(2, tags.unsqueeze(2), (weights.unsqueeze(1) * real).unsqueeze(2))
+            places = tags[:, :-1] * num_tags + tags[:, 1:]
+            pairs.view(-1).index_add_(0, places.reshape(-1), (weights.unsqueeze(1) * real[:, 1:]).reshape(-1))
+            first.index_add_(0, tags[:, 0], weights)
+            last.index_add_(0, tags.gather(1, self.lengths.unsqueeze(1) - 1).squeeze(1), weights)
+        if len(self.rows):
+            with torch.enable_grad():
+                inputs = [x.detach().requires_grad_() for x in (emissions[self.rows], start, transitions, end)]
+                value = _log_domain(inputs[0], inputs[1], inputs[2], inputs[3], None, self.lengths[self.rows])
+                weights = factors[self.rows].to(value.dtype)
+                extra = torch.autograd.grad(value, inputs, weights, allow_unused=True, materialize_grads=True)
+            results[0][self.rows] += extra[0]
+            for result, addend in zip(results[1:], extra[1:], strict=True):
+                result += addend
+        return results
+
+    def curvature(self, direction: Tensor) -> tuple[Tensor, ...]:
+        """As `_NumbaState.curvature`: both directions again as one batch of two."""
+        along = direction[self.order, : self.seq].transpose(0, 1)
+        along = torch.where(self.real.unsqueeze(2), along, 0.0)
+        tangents = self.states * torch.stack((along, self._mirrored(along)))
+        ratios = self.weights / self.norms
+        before = torch.zeros_like(tangents)
+        for t, n in enumerate(self.active):
+            now, row = tangents[:, t, :n], before[:, t, :n]
+            if t > 0:
+                torch.bmm(tangents[:, t - 1, :n], self.kernels, out=row)
+                now.addcmul_(row, ratios[:, t, :n])
+            now.addcmul_(self.states[:, t, :n], now.sum(2, keepdim=True), value=-1.0)
+        slopes, following = self._mirrored(before[1]), self._mirrored(tangents[1])
+        raw = (tangents[0] * self.betas + self.alphas * slopes) / self.totals
+        raw = torch.where(self.real.unsqueeze(2) & self.clean.unsqueeze(1), raw, 0.0)
+        mean = raw.sum(2, keepdim=True)
+        results = self._placed(raw - torch.where(self.clean.unsqueeze(1), self.nodes, 0.0) * mean)
+        factor = self.clean.to(along.dtype)
+        following[1:] -= mean[:-1] * self.following[1:]
+        counts = self._counts(tangents[0], self.following, factor) + self._counts(self.alphas, following, factor)
+        results[2].add_(self.kernel * counts)
+        if len(self.rows):
+            tensors = tuple(x.detach() for x in self.inputs)
+            _add_log_domain_curvature(results, self.rows, tensors, self.lengths, direction)
+        return results
+
+    def _mirrored(self, values: Tensor) -> Tensor:
+        """Reverse each sentence over its own length."""
+        return values.flatten(0, 1).index_select(0, self.mirror).view_as(values)
+
+    def _counts(self, left: Tensor, right: Tensor, factor: Tensor) -> Tensor:
+        """Sum over neighbouring real positions of left[t - 1] x right[t], times factor over the pair's total."""
+        usable = (self.real[1:] & (factor != 0.0)).unsqueeze(2)
+        after = torch.where(usable, right[1:] * (factor.unsqueeze(1) / self.totals[:-1]), 0.0)
+        ahead = torch.where(usable, left[:-1], 0.0)
+        return ahead.flatten(0, 1).T @ after.flatten(0, 1)
+
+    def _placed(self, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the nodes give, back in the caller's order: emissions, first steps, zeros for the pairs, last steps."""
+        gradient = torch.zeros_like(self.inputs[0])
+        gradient[self.order, : self.seq] = nodes.transpose(0, 1)
+        last = nodes[self.ordered - 1, self.columns]
+        return gradient, nodes[0].sum(0), torch.zeros_like(self.kernel), last.sum(0)
+
+
+def log_likelihood(
+    emissions: Tensor,
+    start: Tensor,
+    transitions: Tensor,
+    end: Tensor,
+    tags: Tensor | None,
+    lengths: Tensor,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Score of the tags less the log partition; without tags the negative log partition.
+
+    Args:
+        emissions: (batch, seq, num_tags) float32 or float64.
+        start: (num_tags,) of the same dtype; -inf = illegal. So are `transitions` (num_tags, num_tags) [from, to] and
+            `end` (num_tags,).
+        transitions: see `start`.
+        end: see `start`.
+        tags: (batch, seq) int64; what stands at padding is ignored.
+        lengths: (batch,) int64, at least 1.
+        backend: "numba" (compiled, CPU only), "torch", or "auto": numba on a CPU.
+
+    Returns:
+        (batch,) float of the dtype of `emissions`.
+
+    Raises:
+        ValueError: a sequence of tags is illegal.
+    """
+    if backend == "auto":
+        backend = "numba" if emissions.device.type == "cpu" else "torch"
+    value: Tensor = _LogLikelihood.apply(emissions, start, transitions, end, tags, lengths, backend)  # type: ignore[no-untyped-call]
+    return value
+
+
+def marginals(
+    emissions: Tensor, start: Tensor, transitions: Tensor, end: Tensor, lengths: Tensor, backend: Backend = "auto"
+) -> Tensor:
+    """Probability of each tag at each position; arguments as in `log_likelihood`.
+
+    Returns:
+        (batch, seq, num_tags) float of the dtype of `emissions`; 0 at padding.
+    """
+    if backend == "auto":
+        backend = "numba" if emissions.device.type == "cpu" else "torch"
+    nodes: Tensor = _Marginals.apply(emissions, start, transitions, end, lengths, backend)  # type: ignore[no-untyped-call]
+    return nodes
+
+
+# ----------------------------------------------------------------------------------------------------- compiled kernels
+
+
+@functools.cache
+def _log_kernels() -> SimpleNamespace:
+    """Compile the log-domain recursions (float64), exact for any finite scores, and the work on gold tags and masks.
+
+    One step costs num_tags exponentials and a matrix-vector product: `log(exp(a - max a) @ exp(transitions - max))`. Where
+    that product is below 1e-250 terms may be missing from it, and the entry is summed again term by term.
+    """
+    import numba
+
+    jit = numba.njit(error_model="numpy", nogil=True)
+
+    def product(logs: Any, matrix: Any, kernel: Any, kernel_max: float, out: Any) -> None:
+        """out[j] = log sum_i exp(logs[i] + matrix[i, j]); kernel = exp(matrix - kernel_max)."""
+        num_tags = logs.shape[0]
+        top = -np.inf
+        for i in range(num_tags):
+            if not logs[i] <= top:
+                top = logs[i]
+        if top == -np.inf:
+            for j in range(num_tags):
+                out[j] = -np.inf
+            return
+        for j in range(num_tags):
+            out[j] = 0.0
+        for i in range(num_tags):
+            weight = math.exp(logs[i] - top)
+            if weight != 0.0:
+                for j in range(num_tags):
+                    out[j] += weight * kernel[i, j]
+        for j in range(num_tags):
+            if not out[j] < 1e-250:
+                out[j] = math.log(out[j]) + top + kernel_max
+            else:
+                best = -np.inf
+                for i in range(num_tags):
+                    best = max(best, logs[i] + matrix[i, j])
+                total = 0.0
+                if best > -np.inf:
+                    for i in range(num_tags):
+                        total += math.exp(logs[i] + matrix[i, j] - best)
+                    out[j] = best + math.log(total)
+                else:
+                    out[j] = -np.inf
+
+    product = jit(product)
+
+    def log_sum(values: Any) -> float:
+        top = -np.inf
+        for i in range(values.shape[0]):
+            if not values[i] <= top:
+                top = values[i]
+        if top == -np.inf:
+            return top
+        total = 0.0
+        for i in range(values.shape[0]):
+            total += math.exp(values[i] - top)
+        return top + math.log(total)
+
+    log_sum = jit(log_sum)
+
+    def forward(
+        emissions: Any, start: Any, matrix: Any, end: Any, kernel: Any, kernel_max: float, divide: float, alphas: Any
+    ) -> float:
+        """Fill alphas (steps, num_tags) with the log forward variables, return the log partition."""
+        steps, num_tags = alphas.shape
+        weights = np.empty(num_tags)
+        for j in range(num_tags):
+            alphas[0, j] = start[j] + emissions[0, j] / divide
+        for t in range(1, steps):
+            product(alphas[t - 1], matrix, kernel, kernel_max, alphas[t])
+            for j in range(num_tags):
+                alphas[t, j] += emissions[t, j] / divide
+        for j in range(num_tags):
+            weights[j] = alphas[steps - 1, j] + end[j]
+        return log_sum(weights)
+
+    forward = jit(forward)
+
+    def betas(
+        emissions: Any, end: Any, matrix_t: Any, kernel_t: Any, kernel_max: float, divide: float, out: Any
+    ) -> None:
+        """Fill out (steps, num_tags) with the log backward variables."""
+        steps, num_tags = out.shape
+        scratch = np.empty(num_tags)
+        out[steps - 1] = end
+        for t in range(steps - 1, 0, -1):
+            for j in range(num_tags):
+                scratch[j] = out[t, j] + emissions[t, j] / divide
+            product(scratch, matrix_t, kernel_t, kernel_max, out[t - 1])
+
+    betas = jit(betas)
+
+    def counts(
+        emissions: Any, matrix: Any, alphas: Any, beta: Any, log_partition: float, nodes: Any, pairs: Any, factor: float
+    ) -> None:
+        """Write node marginals (steps, num_tags); add factor * pair marginals to pairs (num_tags, num_tags)."""
+        steps, num_tags = alphas.shape
+        for t in range(steps):
+            for j in range(num_tags):
+                log_node = alphas[t, j] + beta[t, j]
+                nodes[t, j] = math.exp(log_node - log_partition) if log_node != -np.inf else 0.0
+            if t > 0 and factor != 0.0:
+                for j in range(num_tags):
+                    if nodes[t, j] == 0.0:
+                        continue
+                    tail = beta[t, j] + emissions[t, j] - log_partition
+                    for i in range(num_tags):
+                        if nodes[t - 1, i] != 0.0 and matrix[i, j] > -np.inf:
+                            pairs[i, j] += factor * math.exp(alphas[t - 1, i] + matrix[i, j] + tail)
+
+    counts = jit(counts)
+
+    def gold(
+        emissions: Any, tags: Any, lengths: Any, start: Any, matrix: Any, end: Any, scores: Any
+    ) -> tuple[int, int]:
+        """Scores of the given sequences; returns the row and position of the first illegal one, or (-1, -1)."""
+        num_tags = emissions.shape[2]
+        for b in range(emissions.shape[0]):
+            steps = lengths[b]
+            total = 0.0
+            for t in range(steps):
+                tag = tags[b, t]
+                if tag < 0 or tag >= num_tags:
+                    return b, t
+                step = start[tag] if t == 0 else matrix[tags[b, t - 1], tag]
+                if t == steps - 1:
+                    step += end[tag]
+                if step == -np.inf:
+                    return b, t
+                total += step + emissions[b, t, tag]
+            scores[b] = total
+        return -1, -1
+
+    gold = jit(gold)
+
+    def add_gold(tags: Any, lengths: Any, factors: Any, pairs: Any, ends: Any) -> None:
+        """Add factors[b] to the counts of the given sequences' transitions, starts and ends."""
+        for b in range(tags.shape[0]):
+            ends[0, tags[b, 0]] += factors[b]
+            for t in range(1, lengths[b]):
+                pairs[tags[b, t - 1], tags[b, t]] += factors[b]
+            ends[1, tags[b, lengths[b] - 1]] += factors[b]
+
+    add_gold = jit(add_gold)
+
+    def prefix_lengths(mask: Any, lengths: Any) -> int:
+        """Number of leading True of each row; returns the row whose mask is no prefix or is empty, or -1."""
+        for b in range(mask.shape[0]):
+            length = 0
+            while length < mask.shape[1] and mask[b, length]:
+                length += 1
+            lengths[b] = length
+            for t in range(length, mask.shape[1]):
+                if mask[b, t]:
+                    return b
+            if length == 0:
+                return b
+        return -1
+
+    prefix_lengths = jit(prefix_lengths)
+    return SimpleNamespace(
+        forward=forward, betas=betas, counts=counts, gold=gold, add_gold=add_gold, prefix_lengths=prefix_lengths
+    )
+
+
+@functools.cache
+def _viterbi_kernel(width: int, dtype: str) -> Any:
+    """Compile Viterbi for rows padded to `width` (a constant lets the compiler unroll)."""
+    import numba
+
+    operations = _vector_operations(width, dtype)
+    maxplus, load = operations.maxplus, operations.load
+
+    def viterbi(
+        emissions: Any,
+        lengths: Any,
+        start: Any,
+        matrix: Any,
+        matrix_t: Any,
+        end: Any,
+        work: Any,
+        scores: Any,
+        tags: Any,
+    ) -> int:
+        """Best path of each sentence into tags; returns the row that has no legal path, or -1.
+
+        scores (longest, width) are kept relative to the best of the step before, so that long sentences lose no digits. Only scores
+        are kept: which tag a best score came from is found again, for the one path that matters, by the same sums.
+        """
+        num_tags = emissions.shape[2]
+        rows = (num_tags + 3) // 4 * 4
+        row, previous, out = work[0], work[1], work[2]
+        for b in range(emissions.shape[0]):
+            steps = lengths[b]
+            top = scores[0, 0]
+            for t in range(steps):
+                load(emissions[b, t], num_tags, row)
+                score = scores[t]
+                if t == 0:
+                    for j in range(width):
+                        score[j] = start[j] + row[j]
+                else:
+                    if not top > -np.inf:
+                        return b
+                    for j in range(width):
+                        previous[j] = scores[t - 1, j] - top
+                        scores[t - 1, j] = previous[j]
+                    maxplus(previous, matrix, rows, out)
+                    for j in range(width):
+                        score[j] = out[j] + row[j]
+                top = score[0]
+                for j in range(1, width):
+                    top = score[j] if score[j] > top else top
+            tag = -1
+            best = scores[0, 0]
+            for j in range(num_tags):
+                value = scores[steps - 1, j] + end[j]
+                if value > -np.inf and (tag < 0 or value > best):
+                    best = value
+                    tag = j
+            if tag < 0:
+                return b
+            tags[b, steps - 1] = tag
+            for t in range(steps - 1, 0, -1):
+                score = scores[t - 1]
+                column = matrix_t[tag]
+                tag = 0
+                best = score[0] + column[0]
+                for i in range(1, num_tags):
+                    value = score[i] + column[i]
+                    if value > best:
+                        best = value
+                        tag = i
+                tags[b, t - 1] = tag
+        return -1
+
+    return numba.njit(error_model="numpy", nogil=True)(viterbi)
+
+
+@functools.cache
+def _n_best_kernel() -> Any:
+    """Compile n-best."""
+    import numba
+
+    def n_best(
+        emissions: Any, start: Any, matrix: Any, end: Any, scores: Any, pointers: Any, tags: Any, totals: Any
+    ) -> int:
+        """The best paths of one sentence, best first; returns how many there are.
+
+        Per step and tag the `count` best paths that end there; pointers hold previous tag * count + its rank.
+        """
+        steps, num_tags = emissions.shape
+        count = totals.shape[0]
+        following = np.empty_like(scores)
+        scores[:] = -np.inf
+        for j in range(num_tags):
+            scores[j, 0] = start[j] + emissions[0, j]
+        for t in range(1, steps):
+            following[:] = -np.inf
+            for j in range(num_tags):
+                for i in range(num_tags):
+                    for rank in range(count):
+                        value = scores[i, rank] + matrix[i, j]
+                        if not value > following[j, count - 1]:
+                            break
+                        slot = count - 1
+                        while slot > 0 and value > following[j, slot - 1]:
+                            following[j, slot] = following[j, slot - 1]
+                            pointers[t, j, slot] = pointers[t, j, slot - 1]
+                            slot -= 1
+                        following[j, slot] = value
+                        pointers[t, j, slot] = i * count + rank
+            for j in range(num_tags):
+                for rank in range(count):
+                    scores[j, rank] = following[j, rank] + emissions[t, j]
+        totals[:] = -np.inf
+        last = np.zeros(count, np.int64)
+        for j in range(num_tags):
+            for rank in range(count):
+                value = scores[j, rank] + end[j]
+                if not value > totals[count - 1]:
+                    break
+                slot = count - 1
+                while slot > 0 and value > totals[slot - 1]:
+                    totals[slot] = totals[slot - 1]
+                    last[slot] = last[slot - 1]
+                    slot -= 1
+                totals[slot] = value
+                last[slot] = j * count + rank
+        found = 0
+        while found < count and totals[found] > -np.inf:
+            place = last[found]
+            for t in range(steps - 1, -1, -1):
+                tag = place // count
+                tags[found, t] = tag
+                if t > 0:
+                    place = pointers[t, tag, place % count]
+            found += 1
+        return found
+
+    return numba.njit(error_model="numpy", nogil=True)(n_best)
+
+
+@functools.cache
+def _vector_operations(width: int, dtype: str) -> SimpleNamespace:
+    """Build the operations on rows of `width` numbers that numba's own loops do two to five times slower.
+
+    They are written in the compiler's own vectors, which keep a whole row of sums in registers: loops over arrays would store
+    and load it at every term, and would treat the ragged end of a row number by number.
+
+    matvec(vector, matrix, rows, out): out[j] = sum_i vector[i] * matrix[i, j]
+    maxplus(vector, matrix, rows, out): out[j] = max_i vector[i] + matrix[i, j], which is returned as its own maximum
+    load(row, count, out): out = row, padded with -inf; returns the maximum
+    store(values, count, row): row = the first count values
+    All arrays are contiguous, `matrix` is (width, width); `rows` is a multiple of 4, and what stands between num_tags and rows is
+    neutral (0 for matvec, -inf for maxplus).
+    """
+    from llvmlite import ir  # type: ignore[import-untyped]
+    from numba import types
+    from numba.extending import intrinsic
+
+    scalar, scalar_type = (ir.FloatType(), types.float32) if dtype == "float32" else (ir.DoubleType(), types.float64)
+    lanes = _LANES if dtype == "float32" else _LANES // 2
+    blocks = width // lanes
+    vector_type = ir.VectorType(scalar, lanes)
+    mask_type = ir.VectorType(ir.IntType(1), lanes)
+    int32, int64 = ir.IntType(32), ir.IntType(64)
+    lowest = ir.Constant(vector_type, [float("-inf")] * lanes)
+    zeros = ir.Constant(vector_type, [0.0] * lanes)
+    align = ir.Constant(int32, 4)
+    suffix = f"v{lanes}f{32 if dtype == 'float32' else 64}"
+
+    def data(context: Any, builder: Any, signature: Any, args: Any, place: int, vectors: bool = True) -> Any:
+        pointer = context.make_array(signature.args[place])(context, builder, args[place]).data
+        return builder.bitcast(pointer, vector_type.as_pointer()) if vectors else pointer
+
+    def splat(builder: Any, value: Any, kind: Any) -> Any:
+        empty = ir.Constant(kind, ir.Undefined)
+        single = builder.insert_element(empty, value, ir.Constant(int32, 0))
+        return builder.shuffle_vector(single, empty, ir.Constant(ir.VectorType(int32, kind.count), [0] * kind.count))
+
+    def larger(builder: Any, left: Any, right: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", left, right), left, right)
+
+    def maximum(builder: Any, value: Any) -> Any:
+        kind = ir.FunctionType(scalar, [vector_type])
+        function = builder.module.declare_intrinsic(f"llvm.vector.reduce.fmax.{suffix}", (), kind)
+        return builder.call(function, [value])
+
+    def product(is_max: bool) -> Any:
+        @intrinsic  # type: ignore[untyped-decorator,unused-ignore]
+        def operation(typing: Any, vector: Any, matrix: Any, rows: Any, out: Any) -> Any:
+            def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+                numbers = data(context, builder, signature, args, 0, vectors=False)
+                cells, target = (data(context, builder, signature, args, place) for place in (1, 3))
+                chunk_size = 8  # so many sums stay in registers
+                results = []
+                for begin in range(0, blocks, chunk_size):
+                    chunk = range(begin, min(begin + chunk_size, blocks))
+                    unroll = 4 if len(chunk) < 3 else 2 if len(chunk) < 6 else 1  # hides the latency of the sum
+                    before = builder.block
+                    body, after = builder.append_basic_block(), builder.append_basic_block()
+                    builder.branch(body)
+                    builder.position_at_end(body)
+                    row = builder.phi(int64)
+                    row.add_incoming(ir.Constant(int64, 0), before)
+                    sums = [[builder.phi(vector_type) for _ in chunk] for _ in range(unroll)]
+                    updated = []
+                    for step, accumulators in enumerate(sums):
+                        here = builder.add(row, ir.Constant(int64, step))
+                        factor = splat(builder, builder.load(builder.gep(numbers, [here])), vector_type)
+                        base = builder.mul(here, ir.Constant(int64, blocks))
+                        for block, accumulator in zip(chunk, accumulators, strict=True):
+                            accumulator.add_incoming(lowest if is_max else zeros, before)
+                            place = builder.add(base, ir.Constant(int64, block))
+                            cell = builder.load(builder.gep(cells, [place]), align=4)
+                            if is_max:
+                                value = larger(builder, builder.fadd(cell, factor), accumulator)
+                            else:
+                                term = builder.fmul(cell, factor, flags=("contract",))
+                                value = builder.fadd(accumulator, term, flags=("contract",))
+                            updated.append((accumulator, value))
+                    following = builder.add(row, ir.Constant(int64, unroll))
+                    row.add_incoming(following, body)
+                    for accumulator, value in updated:
+                        accumulator.add_incoming(value, body)
+                    builder.cbranch(builder.icmp_signed("<", following, args[2]), body, after)
+                    builder.position_at_end(after)
+                    values = [value for _, value in updated]
+                    for column, block in enumerate(chunk):
+                        total = values[column]
+                        for step in range(1, unroll):
+                            other = values[step * len(chunk) + column]
+                            total = larger(builder, total, other) if is_max else builder.fadd(total, other)
+                        builder.store(total, builder.gep(target, [ir.Constant(int64, block)]), align=4)
+                        results.append(total)
+                if not is_max:
+                    return context.get_dummy_value()
+                best = results[0]
+                for other in results[1:]:
+                    best = larger(builder, best, other)
+                return maximum(builder, best)
+
+            return (scalar_type if is_max else types.void)(vector, matrix, types.int64, out), generate
+
+        return operation
+
+    def lane_mask(builder: Any, count: Any, block: int) -> Any:
+        positions = ir.Constant(ir.VectorType(int64, lanes), [block * lanes + lane for lane in range(lanes)])
+        return builder.icmp_signed("<", positions, splat(builder, count, ir.VectorType(int64, lanes)))
+
+    @intrinsic  # type: ignore[untyped-decorator,unused-ignore]
+    def load(typing: Any, row: Any, count: Any, out: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            source, target = (data(context, builder, signature, args, place) for place in (0, 2))
+            kind = ir.FunctionType(vector_type, [vector_type.as_pointer(), int32, mask_type, vector_type])
+            masked = builder.module.declare_intrinsic(f"llvm.masked.load.{suffix}.p0", (), kind)
+            best = lowest
+            for block in range(blocks):
+                place = ir.Constant(int64, block)
+                mask = lane_mask(builder, args[1], block)
+                value = builder.call(masked, [builder.gep(source, [place]), align, mask, lowest])
+                builder.store(value, builder.gep(target, [place]), align=4)
+                best = larger(builder, value, best)
+            return maximum(builder, best)
+
+        return scalar_type(row, types.int64, out), generate
+
+    @intrinsic  # type: ignore[untyped-decorator,unused-ignore]
+    def store(typing: Any, values: Any, count: Any, row: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            source, target = (data(context, builder, signature, args, place) for place in (0, 2))
+            kind = ir.FunctionType(ir.VoidType(), [vector_type, vector_type.as_pointer(), int32, mask_type])
+            masked = builder.module.declare_intrinsic(f"llvm.masked.store.{suffix}.p0", (), kind)
+            for block in range(blocks):
+                place = ir.Constant(int64, block)
+                value = builder.load(builder.gep(source, [place]), align=4)
+                mask = lane_mask(builder, args[1], block)
+                builder.call(masked, [value, builder.gep(target, [place]), align, mask])
+            return context.get_dummy_value()
+
+        return types.void(values, types.int64, row), generate
+
+    return SimpleNamespace(matvec=product(False), maxplus=product(True), load=load, store=store)
+
+
+@functools.cache
+def _scaled_kernels(width: int) -> SimpleNamespace:
+    """Compile the scaled float32 recursions for rows padded to `width` (a constant lets the compiler unroll)."""
+    import numba
+
+    # "reassoc" lets sums use vector lanes. No "nnan", no "ninf": infinities and NaN keep their meaning.
+    jit = numba.njit(error_model="numpy", nogil=True, fastmath={"contract", "reassoc"})
+    jit_exact = numba.njit(error_model="numpy", nogil=True, fastmath={"contract"})
+    f32, i32 = np.float32, np.int32
+    numbers: Any = f32(0.0), f32(1.0), f32(_LOST), f32(_HARM)
+    zero, one, lost, harm = numbers
+    operations = _vector_operations(width, "float32")
+    matvec, load, store = operations.matvec, operations.load, operations.store
+
+    def exponentials(row: Any, shift: Any, out: Any) -> None:
+        """out = exp(row - shift) for row <= shift: the polynomial of Cephes' expf, in a form that uses vector lanes."""
+        for j in range(width):
+            x = row[j] - shift
+            n = np.floor(x * f32(1.44269504) + f32(0.5))
+            r = (x - n * f32(0.693359375)) - n * f32(-2.12194440e-4)
+            p = f32(1.9875691500e-4)
+            p = p * r + f32(1.3981999507e-3)
+            p = p * r + f32(8.3334519073e-3)
+            p = p * r + f32(4.1665795894e-2)
+            p = p * r + f32(1.6666665459e-1)
+            p = p * r + f32(5.0000001201e-1)
+            p = p * r * r + r + one
+            power = i32((i32(n) + i32(127)) << i32(23)).view(f32)
+            out[j] = zero if x < f32(-87.0) else p * power
+
+    exponentials = jit_exact(exponentials)
+
+    def felt(alpha: Any, weights: Any, norms: Any, kernel_t: Any, rows: int, end: Any, work: Any) -> bool:
+        """Whether an entry that was set to 0 may be felt in this sentence: some backward variable is large."""
+        beta, vector = work[0], work[1]
+        total = zero
+        for j in range(width):
+            total += alpha[-1, j] * end[j]
+        inverse = one / total
+        if not inverse < harm:
+            return True
+        for j in range(width):
+            beta[j] = end[j] * inverse
+        for t in range(alpha.shape[0] - 1, -1, -1):
+            inverse = one / norms[t]
+            top = zero
+            for j in range(width):
+                scaled = beta[j] * inverse
+                top += scaled
+                vector[j] = weights[t, j] * scaled
+            if not top < harm:
+                return True
+            matvec(vector, kernel_t, rows, beta)
+        return False
+
+    felt = jit(felt)
+
+    def forward(
+        emissions: Any, lengths: Any, scores: Any, tops: Any, always_check: bool, work: Any, tape: Any, partitions: Any
+    ) -> None:
+        """Scaled forward variables of each sentence, and its log partition; retry[b] where the log domain is needed.
+
+        scores: exponentials of start, transitions, transitions transposed, end, each less its maximum; tops: what start and end
+        lost by that, and what transitions lost. tape: alphas, weights (exponentials of the emissions) and norms of the real
+        steps of all sentences one after the other; retry.
+        """
+        start, kernel, kernel_t, end = scores
+        constant, kernel_max = tops
+        alphas, weights, norms, retry = tape
+        num_tags = emissions.shape[2]
+        rows = (num_tags + 3) // 4 * 4
+        row, e, out = work[0], work[1], work[2]
+        first = 0
+        for b in range(emissions.shape[0]):
+            steps = lengths[b]
+            log_total = constant + (steps - 1) * kernel_max
+            running = 1.0
+            flushed = zero
+            out[:] = start
+            for t in range(steps):
+                at = first + t
+                top = load(emissions[b, t], num_tags, row)
+                e = weights[at]
+                exponentials(row, top, e)
+                if t > 0:
+                    matvec(alphas[at - 1], kernel, rows, out)
+                alpha = alphas[at]
+                total = zero
+                for j in range(width):
+                    value = out[j] * e[j]
+                    low = value < lost
+                    flushed += one if low & (out[j] > zero) else zero
+                    value = zero if low else value
+                    alpha[j] = value
+                    total += value
+                inverse = one / total
+                for j in range(width):
+                    alpha[j] *= inverse
+                norms[at] = total
+                running *= total
+                if not (running > 1e-200 and running < 1e200):
+                    log_total += math.log(running)
+                    running = 1.0
+                log_total += top
+            last = 0.0
+            for j in range(width):
+                last += alphas[first + steps - 1, j] * end[j]
+            partitions[b] = log_total + math.log(running) + math.log(last)
+            bad = not (last > 1e-18) or not math.isfinite(partitions[b])
+            if not bad and (flushed > zero or always_check):
+                past = first + steps
+                bad = felt(alphas[first:past], weights[first:past], norms[first:past], kernel_t, rows, end, work)
+            retry[b] = bad
+            first += steps
+
+    forward = jit(forward)
+
+    def backward(
+        lengths: Any, tags: Any, factors: Any, scores: Any, work: Any, tape: Any, gradient: Any, pairs: Any, ends: Any
+    ) -> None:
+        """factors[b] * (gold - marginals) into gradient (batch, seq, num_tags).
+
+        ends (2, num_tags) gains -factors * the marginals of the first and last steps. pairs gets what, multiplied into alphas,
+        gives the sum of factors * pair marginals (but for the transitions' kernel).
+        """
+        _, _, kernel_t, end = scores
+        alphas, weights, norms, retry = tape
+        num_tags = gradient.shape[2]
+        rows = (num_tags + 3) // 4 * 4
+        beta, node = work[0], work[1]
+        first = 0
+        for b in range(lengths.shape[0]):
+            steps = lengths[b]
+            gradient[b, steps:] = zero
+            pairs[first + steps - 1] = zero
+            if retry[b]:
+                pairs[first : first + steps] = zero
+                alphas[first : first + steps] = zero
+                first += steps
+                continue
+            factor = factors[b]
+            beta[:] = end
+            for t in range(steps - 1, -1, -1):
+                at = first + t
+                alpha = alphas[at]
+                total = zero
+                for j in range(width):
+                    node[j] = alpha[j] * beta[j]
+                    total += node[j]
+                inverse = one / total
+                scale = -factor * inverse
+                for j in range(width):
+                    node[j] *= scale
+                store(node, num_tags, gradient[b, t])
+                if t == steps - 1:
+                    for j in range(num_tags):
+                        ends[1, j] += node[j]
+                if t == 0:
+                    for j in range(num_tags):
+                        ends[0, j] += node[j]
+                else:
+                    inverse /= norms[at]
+                    pair = pairs[at - 1]
+                    weight = weights[at]
+                    for j in range(width):
+                        value = (weight[j] * inverse) * beta[j]
+                        pair[j] = value if alpha[j] > zero else zero
+                    matvec(pair, kernel_t, rows, beta)
+                    for j in range(width):
+                        pair[j] *= factor
+            if tags.shape[0] > 0:
+                for t in range(steps):
+                    gradient[b, t, tags[b, t]] += factor
+            first += steps
+
+    backward = jit(backward)
+
+    def curvature(
+        lengths: Any, direction: Any, scores: Any, work: Any, tape: Any, product: Any, outer: Any, ends: Any
+    ) -> None:
+        """Derivative of the marginals along `direction` (batch, seq, num_tags) in the emissions.
+
+        That is the covariance of every tag with the sum of the direction along a path. The forward and backward variables are
+        accompanied by themselves times the mean of that sum over the paths that they stand for; the overall mean is taken
+        off at each step. outer: tangents of the alphas, then as `pairs` of `backward`, then its tangents.
+        """
+        _, kernel, kernel_t, end = scores
+        alphas, weights, norms, retry = tape
+        tangents, pairs, pair_tangents = outer
+        num_tags = product.shape[2]
+        rows = (num_tags + 3) // 4 * 4
+        beta, slope, node, delta, out = work[0], work[1], work[2], work[3], work[4]
+        first = 0
+        for b in range(lengths.shape[0]):
+            steps = lengths[b]
+            product[b, steps:] = zero
+            past = first + steps
+            if retry[b]:
+                alphas[first:past] = zero
+                tangents[first:past] = zero
+            pairs[past - 1] = zero
+            pair_tangents[past - 1] = zero
+            if retry[b]:
+                pairs[first:past] = zero
+                pair_tangents[first:past] = zero
+                first = past
+                continue
+            out[:] = zero
+            for t in range(steps):
+                at = first + t
+                load(direction[b, t], num_tags, delta)
+                if t > 0:
+                    matvec(tangents[at - 1], kernel, rows, out)
+                alpha, weight, tangent = alphas[at], weights[at], tangents[at]
+                inverse = one / norms[at]
+                mean = zero
+                for j in range(width):
+                    value = (weight[j] * inverse) * out[j] + alpha[j] * delta[j]
+                    value = value if alpha[j] > zero else zero
+                    tangent[j] = value
+                    mean += value
+                for j in range(width):
+                    tangent[j] -= mean * alpha[j]
+            beta[:] = end
+            slope[:] = zero
+            for t in range(steps - 1, -1, -1):
+                at = first + t
+                alpha, weight, tangent = alphas[at], weights[at], tangents[at]
+                total = zero
+                for j in range(width):
+                    total += alpha[j] * beta[j]
+                inverse = one / total
+                mean, shift = zero, zero
+                for j in range(width):
+                    node[j] = (tangent[j] * beta[j] + alpha[j] * slope[j]) * inverse
+                    mean += node[j]
+                    shift += alpha[j] * slope[j]
+                shift *= inverse
+                if t < steps - 1:
+                    pair, pair_tangent = pairs[at], pair_tangents[at]
+                    for j in range(width):
+                        pair_tangent[j] -= mean * pair[j]
+                for j in range(width):
+                    node[j] -= mean * (alpha[j] * beta[j] * inverse)
+                store(node, num_tags, product[b, t])
+                if t == steps - 1:
+                    for j in range(num_tags):
+                        ends[1, j] += node[j]
+                if t == 0:
+                    for j in range(num_tags):
+                        ends[0, j] += node[j]
+                else:
+                    load(direction[b, t], num_tags, delta)
+                    inverse /= norms[at]
+                    pair, pair_tangent = pairs[at - 1], pair_tangents[at - 1]
+                    for j in range(width):
+                        value = weight[j] * inverse
+                        value = value if alpha[j] > zero else zero
+                        pair[j] = value * beta[j]
+                        pair_tangent[j] = value * (slope[j] + (delta[j] - shift) * beta[j]) if alpha[j] > zero else zero
+                    matvec(pair, kernel_t, rows, beta)
+                    matvec(pair_tangent, kernel_t, rows, slope)
+            first = past
+
+    curvature = jit(curvature)
+    return SimpleNamespace(forward=forward, backward=backward, curvature=curvature)

@@ -1,0 +1,381 @@
+"""The contracts between models, the trainer and users: `Model`, and the thin bases that fix what users call.
+
+The trainer knows `Model` and no model by name. A model turns an item into `Features` once (`featurize`), pads features to a
+`Batch` (`collate`; every draw of the data side is made there), and says its losses un-reduced, one value a unit, so that the
+trainer can divide by the units of the whole window, over micro-batches and ranks.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hanzoo.data.document import Document, Entity, Span, TaggedText
+from hanzoo.errors import RunError, nearest
+
+if TYPE_CHECKING:
+    from hanzoo.data.catalogue import TaggingData
+
+FORMAT_VERSION = 1
+DESCRIPTION_FILE = "hanzoo.json"
+WEIGHTS_FILE = "hanzoo.safetensors"
+POSITIONS_A_BATCH = 16_384  # at inference: padded characters a batch, so that memory does not grow with the texts
+TEXTS_A_CHUNK = 1_024  # at inference: texts read ahead, sorted by length, given back in order
+CHARACTERS_A_CHUNK = 131_072
+
+Draw = Callable[[int], np.random.Generator]  # one generator an item: collate asks for it with the item's id
+
+
+class Settings(BaseModel):
+    """A section of a recipe: unknown keys and wrong types are errors, nothing is converted in silence."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Features(Protocol):
+    """What `featurize` makes of an item: arrays, no tensors. The trainer reads nothing but its length."""
+
+    @property
+    def length(self) -> int:
+        """Characters (or word pieces) that will be embedded: batches are built from it."""
+
+
+class Batch(Protocol):
+    """Padded tensors for one forward pass. Masks are bool, True = real."""
+
+    @property
+    def num_units(self) -> Mapping[str, int]:
+        """For each part of the loss the number of units (sentences, pairs, predicted tokens) in this batch."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch with its tensors on `device`."""
+
+
+@dataclass(frozen=True)
+class AttackPoint:
+    """A place where an adversarial trick may move the input.
+
+    Attributes:
+        module: its output is an embedding, (batch, seq, dimension).
+        samples: (batch, seq) int64: for each output position the sample it belongs to, -1 = padding (never moved).
+        table: the weight that `module` looks up, (rows, dimension), for attacks on the table; None where it has none.
+    """
+
+    module: nn.Module
+    samples: Tensor
+    table: nn.Parameter | None = None
+
+
+class Model(nn.Module, ABC):
+    """What the trainer trains. Subclasses set `Config`, the fields of the recipe's `model` section."""
+
+    Config: ClassVar[type[Settings]]
+
+    config: Settings
+    inputs: Mapping[str, str] = {}  # files beside the data that it was built from: name -> sha256
+    notes: tuple[str, ...] = ()  # what a person should be told of them
+
+    @classmethod
+    @abstractmethod
+    def build(cls, config: Any, data: TaggingData) -> Self:
+        """A new model for `data`: vocabularies, labels and vectors come from its train split alone."""
+
+    @abstractmethod
+    def featurize(self, item: Document) -> Any:
+        """The features of one item: deterministic, computed once, the same in training and at inference."""
+
+    @abstractmethod
+    def collate(self, features: Sequence[Any], draw: Draw | None = None, item_ids: Sequence[int] = ()) -> Any:
+        """Pad features to a batch.
+
+        Args:
+            features: of the items of this batch.
+            draw: gives one generator an item, for the random changes that training makes to its input; None = inference.
+            item_ids: the items' places in the training set; needed with `draw`.
+        """
+
+    @abstractmethod
+    def forward(self, batch: Any) -> Any:
+        """The model's output for a batch, before any loss or decision."""
+
+    @abstractmethod
+    def losses(self, output: Any, batch: Any) -> Mapping[str, Tensor]:
+        """Un-reduced losses: for each part (num_units[part],) float32."""
+
+    @abstractmethod
+    def divergence(self, first: Any, second: Any, batch: Any) -> Mapping[str, Tensor]:
+        """Half the sum of both Kullback-Leibler divergences between two outputs for one batch, (num_units[part],) a part."""
+
+    @abstractmethod
+    def attack_points(self, batch: Any) -> Mapping[str, AttackPoint]:
+        """Where adversarial tricks may move the input, by name."""
+
+    def after_step(self) -> None:
+        """Called once after each optimizer step, for queues and momentum encoders."""
+
+    def training_state(self) -> Mapping[str, Tensor]:
+        """Tensors that training needs beyond the weights; kept in `state/`, never in `model/`."""
+        return {}
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    # Saving. A subclass says what it needs beyond its weights; loading runs no code from the folder.
+
+    @abstractmethod
+    def description(self) -> dict[str, Any]:
+        """What `from_description` needs beyond config and files, as JSON values."""
+
+    @classmethod
+    @abstractmethod
+    def from_description(cls, config: Any, description: Mapping[str, Any], folder: Path) -> Self:
+        """An untrained model of the saved shape."""
+
+    def save_files(self, folder: Path) -> None:
+        """Write what else inference needs (vocabularies, a lexicon) into `folder`."""
+
+    def save(self, folder: Path) -> None:
+        """Write everything inference needs into `folder`, which exists: safetensors, JSON and text."""
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        save_file(weights, folder / WEIGHTS_FILE)
+        self.save_files(folder)
+        content = {
+            "format": FORMAT_VERSION,
+            "model": type(self).__module__.rpartition(".")[2],
+            "config": self.config.model_dump(mode="json"),
+            "description": self.description(),
+        }
+        text = json.dumps(content, ensure_ascii=False, indent=1)
+        (folder / DESCRIPTION_FILE).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """The model saved in `folder`, in evaluation mode, on the CPU.
+
+        Raises:
+            RunError: a file is missing, damaged, a pickle, or of a newer format.
+        """
+        content = read_description(folder)
+        try:
+            config = cls.Config.model_validate_json(json.dumps(content["config"]))
+            model = cls.from_description(config, content["description"], folder)
+        except RunError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            message = (
+                f"{folder / DESCRIPTION_FILE}: the description must fit the model {content['model']!r}, but does not"
+            )
+            raise RunError(f"{message}: {error!r}. Use the folder as hanzoo wrote it.") from error
+        model.load_weights(folder / WEIGHTS_FILE)
+        return model.eval()
+
+    def load_weights(self, path: Path) -> None:
+        """Read this model's weights from a safetensors file, strictly."""
+        weights = read_tensors(path)
+        expected = self.state_dict()
+        wrong = sorted(set(expected) ^ set(weights)) or sorted(
+            name for name, tensor in expected.items() if tensor.shape != weights[name].shape
+        )
+        if wrong:
+            raise RunError(
+                f"{path}: the tensors must be those of {type(self).__name__}, but differ in {', '.join(wrong[:5])}"
+                f"{' ...' if len(wrong) > 5 else ''}. The files of this folder do not belong together; train again."
+            )
+        self.load_state_dict(weights)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises RunError where it is missing, truncated, or something else (a pickle)."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise RunError(
+            f"{path}: the file must be there, but is missing. Copy the whole folder, or train again."
+        ) from None
+    except (SafetensorError, OSError) as error:
+        pickled = path.read_bytes()[:2] in (b"PK", b"\x80\x02") if path.is_file() else False
+        cause = "is a pickle, which could run code and is never loaded" if pickled else f"cannot be read ({error})"
+        raise RunError(
+            f"{path}: the file must be safetensors, but {cause}. Restore it from a copy, or train again."
+        ) from error
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """The content of a model folder's hanzoo.json, checked. Raises RunError."""
+    path = folder / DESCRIPTION_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(
+            f"{path}: the file must be there, but is missing. Give a run directory (or its model/) that a training finished."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: must be JSON, but cannot be read ({error}). Restore it, or train again.") from error
+    if not isinstance(content, dict) or not {"format", "model", "config", "description"} <= set(content):
+        raise RunError(f"{path}: must hold format, model, config and description. Restore it, or train again.")
+    if content["format"] != FORMAT_VERSION:
+        raise RunError(
+            f"{path}: format must be {FORMAT_VERSION}, but is {content['format']!r}. "
+            "A newer hanzoo wrote this folder: install that version."
+        )
+    return content
+
+
+def model_names() -> list[str]:
+    """The names of all models: the files of this folder."""
+    package = importlib.import_module("hanzoo.models")
+    return sorted(
+        info.name for info in pkgutil.iter_modules(package.__path__) if not info.ispkg and info.name != "model"
+    )
+
+
+def model_class(name: str) -> type[Model]:
+    """The model of the file `name`: the one `Model` that is defined in it."""
+    if name not in model_names():
+        raise RunError(
+            f"model: name must be one of {', '.join(model_names())}, but is {name!r}.{nearest(name, model_names())}"
+        )
+    module = importlib.import_module(f"hanzoo.models.{name}")
+    found = [
+        item
+        for item in vars(module).values()
+        if isinstance(item, type) and issubclass(item, Model) and item.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise TypeError(f"models/{name}.py must define exactly one Model, but defines {len(found)}")
+    return found[0]
+
+
+def load_model(folder: Path) -> Model:
+    """The model saved in `folder`, whatever its class."""
+    return model_class(read_description(folder)["model"]).load(folder)
+
+
+T = TypeVar("T")
+
+
+def in_chunks(texts: Iterable[T], length: Callable[[T], int]) -> Iterator[list[T]]:
+    """Cut a stream into lists that hold at most TEXTS_A_CHUNK items and about CHARACTERS_A_CHUNK characters."""
+    chunk: list[T] = []
+    characters = 0
+    for text in texts:
+        chunk.append(text)
+        characters += length(text)
+        if len(chunk) >= TEXTS_A_CHUNK or characters >= CHARACTERS_A_CHUNK:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+class Tagger(Model):
+    """A model that finds entities in texts."""
+
+    temperature: float = 1.0
+
+    @abstractmethod
+    def decode(self, output: Any, batch: Any) -> list[list[Span]]:
+        """The best spans of each text in the batch, in order of position."""
+
+    @abstractmethod
+    def confidences(
+        self, output: Any, batch: Any, spans: Sequence[Sequence[Span]], temperature: float
+    ) -> list[list[float]]:
+        """For each span the probability that exactly it, with exactly its label, is an entity of the text."""
+
+    def illegal_tags(self, output: Any, batch: Any) -> list[int] | None:
+        """For each text the illegal places in its decoded tag sequence; None for a model without tags."""
+        return None
+
+    @torch.inference_mode()
+    def count_illegal(self, features: Sequence[Any]) -> list[int] | None:
+        """For each text the illegal places in its decoded tag sequence; None for a model without tags."""
+        counts = [0] * len(features)
+        for indices in self.batches_by_length([item.length for item in features]):
+            batch = self.collate([features[i] for i in indices]).to(self.device)
+            found = self.illegal_tags(self(batch), batch)
+            if found is None:
+                return None
+            for index, count in zip(indices, found, strict=True):
+                counts[index] = count
+        return counts
+
+    def batches_by_length(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Indices of non-empty texts, longest first, in batches of at most POSITIONS_A_BATCH padded characters."""
+        order = [int(i) for i in np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable") if lengths[i] > 0]
+        at = 0
+        while at < len(order):
+            size = max(1, POSITIONS_A_BATCH // lengths[order[at]])
+            yield order[at : at + size]
+            at += size
+
+    @torch.inference_mode()
+    def tag(self, features: Sequence[Any], with_confidence: bool = False) -> list[list[tuple[Span, float | None]]]:
+        """Decode features; the result is the same in whatever batches, up to float32 rounding.
+
+        Args:
+            features: of any number of texts.
+            with_confidence: also compute each span's posterior at the model's temperature.
+
+        Returns:
+            For each text its spans in order, each with its confidence or None.
+        """
+        was_training = self.training
+        self.eval()
+        found: list[list[tuple[Span, float | None]]] = [[] for _ in features]
+        for indices in self.batches_by_length([item.length for item in features]):
+            batch = self.collate([features[i] for i in indices]).to(self.device)
+            output = self(batch)
+            spans = self.decode(output, batch)
+            if with_confidence:
+                scores = self.confidences(output, batch, spans, self.temperature)
+                for index, row, values in zip(indices, spans, scores, strict=True):
+                    found[index] = list(zip(row, values, strict=True))
+            else:
+                for index, row in zip(indices, spans, strict=True):
+                    found[index] = [(span, None) for span in row]
+        self.train(was_training)
+        return found
+
+    def predict_stream(self, texts: Iterable[str]) -> Iterator[TaggedText]:
+        """Tag a stream of texts: in order, in constant memory.
+
+        Yields:
+            For each text a `TaggedText`; `text[start:end] == entity.text` in the string that was given.
+        """
+        for chunk in in_chunks(texts, len):
+            tagged = self.tag([self.featurize(Document(text)) for text in chunk], with_confidence=True)
+            for text, spans in zip(chunk, tagged, strict=True):
+                yield TaggedText(
+                    text,
+                    tuple(
+                        Entity(span.start, span.end, span.label, text[span.start : span.end], confidence)
+                        for span, confidence in spans
+                    ),
+                )
+
+    def predict(self, texts: Sequence[str]) -> list[TaggedText]:
+        """Tag texts of any length and content. Raises TypeError where one is not a string."""
+        if isinstance(texts, str):
+            raise TypeError("predict: texts must be a list of strings, but is one string. Write predict([text]).")
+        return list(self.predict_stream(texts))
+
+
+__all__ = [
+    "AttackPoint", "Batch", "Draw", "Features", "Model", "Settings", "Tagger",
+    "load_model", "model_class", "model_names", "read_description", "read_tensors",
+]  # fmt: skip

@@ -1,0 +1,313 @@
+"""What every model of the zoo must do, whatever it is: each is found by its file and walked through the same tests.
+
+A new model needs one entry in SETTINGS, a new trick one in TRICKS; without it these tests fail.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hanzoo.data.document import Document
+from hanzoo.data.randomness import generator, reseed
+from hanzoo.errors import RecipeError
+from hanzoo.models.model import Model, Tagger, load_model, model_names
+from hanzoo.training.checkpoint import tensors_sha256
+from hanzoo.training.trick import build_tricks, trick_class, trick_names
+from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("deterministic")
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "bilstm_crf": {"dimension": 8, "hidden": 12, "num_layers": 2, "unknown_rate": 0.1},
+}
+NO_RANDOMNESS: dict[str, dict[str, Any]] = {
+    "bilstm_crf": {"dropout_embedding": 0.0, "dropout_hidden": 0.0, "unknown_rate": 0.0},
+}
+TRICKS: dict[str, list[dict[str, Any]]] = {
+    "fgm": [{"epsilon": 0.3}, {"epsilon": 1.0, "target": "table"}],
+    "pgd": [{"epsilon": 0.3, "step_size": 0.2, "num_steps": 2}, {"num_steps": 2, "target": "table"}],
+    "r_drop": [{"alpha": 1.0}],
+}
+
+every_model = pytest.mark.parametrize("name", model_names())
+
+
+def test_every_model_and_every_trick_is_walked() -> None:
+    assert set(SETTINGS) == set(NO_RANDOMNESS) == set(model_names())
+    assert set(TRICKS) == set(trick_names())
+    assert model_names()
+    assert trick_names()
+
+
+def quiet(name: str, seed: int = 1) -> Model:
+    """A model that draws nothing."""
+    return tiny.build(name, SETTINGS[name] | NO_RANDOMNESS[name], seed)
+
+
+def losses_of(model: Model, items: Sequence[Document], change: Callable[[Any], Any] = lambda batch: batch) -> Tensor:
+    """The loss of each item, in float64."""
+    model.eval()
+    with torch.no_grad():
+        batch = change(model.collate([model.featurize(item) for item in items]))
+        return torch.stack(list(model.losses(model(batch), batch).values())).sum(0).double()
+
+
+def predictions(model: Model, texts: Sequence[str]) -> list[Any]:
+    assert isinstance(model, Tagger)  # matchers and classifiers: what they answer goes here
+    return list(model.predict(texts))
+
+
+def assert_same_predictions(first: Sequence[Any], second: Sequence[Any]) -> None:
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        assert one.text == other.text
+        assert [entity.span for entity in one.entities] == [entity.span for entity in other.entities]
+        for a, b in zip(one.entities, other.entities, strict=True):
+            assert a.confidence == pytest.approx(b.confidence, abs=1e-5)
+
+
+TEXTS = [document.text for document in tiny.DOCUMENTS]
+LONG = tiny.marked("⟨name|王小明⟩" + "说了很多很多话" * 12)
+
+
+@every_model
+def test_batched_equals_one_by_one(name: str) -> None:
+    model = quiet(name)
+    alone = torch.cat([losses_of(model, [item]) for item in tiny.DOCUMENTS])
+    assert torch.allclose(losses_of(model, tiny.DOCUMENTS), alone, rtol=1e-5, atol=1e-5)
+    assert alone.unique().numel() == len(tiny.DOCUMENTS)
+
+
+@every_model
+def test_more_padding_changes_nothing(name: str) -> None:
+    model = quiet(name)
+    padded = losses_of(model, [*tiny.DOCUMENTS, LONG])[:-1]
+    assert torch.allclose(padded, losses_of(model, tiny.DOCUMENTS), rtol=1e-5, atol=1e-5)
+
+
+def scrambled(batch: Any) -> Any:
+    """The batch with other content at its padding: what stands at real positions, moved."""
+    assert not batch.mask.all()
+    changed = {}
+    for field in dataclasses.fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, Tensor) and value.shape == batch.mask.shape and value.dtype == torch.int64:
+            other = value[:, :1].flip(0).expand_as(value)
+            changed[field.name] = torch.where(batch.mask, value, other)
+    assert changed
+    return dataclasses.replace(batch, **changed)
+
+
+@every_model
+def test_the_content_of_padding_means_nothing(name: str) -> None:
+    model = quiet(name)
+    expected = losses_of(model, tiny.DOCUMENTS)
+    assert torch.allclose(losses_of(model, tiny.DOCUMENTS, scrambled), expected, rtol=1e-6, atol=1e-6)
+
+
+@every_model
+def test_order_of_the_batch_means_nothing(name: str) -> None:
+    model = quiet(name)
+    order = generator(1, "order").permutation(len(tiny.DOCUMENTS)).tolist()
+    shuffled = losses_of(model, [tiny.DOCUMENTS[i] for i in order])
+    assert torch.allclose(shuffled, losses_of(model, tiny.DOCUMENTS)[order], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(shuffled, losses_of(model, tiny.DOCUMENTS), rtol=1e-3)
+
+
+@every_model
+def test_all_parameters_get_gradients(name: str) -> None:
+    model = tiny.build(name, SETTINGS[name])
+    batch = model.collate([model.featurize(item) for item in tiny.DOCUMENTS])
+    reseed(1, "dropout")
+    model.train()
+    sum(value.sum() for value in model.losses(model(batch), batch).values()).backward()  # type: ignore[union-attr]
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert torch.isfinite(parameter.grad).all(), parameter_name
+        assert parameter.grad.any(), parameter_name
+
+
+@every_model
+def test_input_draws_are_keyed_by_item(name: str) -> None:
+    model = tiny.build(name, SETTINGS[name])
+    features = [model.featurize(item) for item in tiny.DOCUMENTS]
+
+    def tensors(order: Sequence[int], draw: Callable[[int], Any] | None) -> list[Tensor]:
+        batch = model.collate([features[i] for i in order], draw, list(order))
+        values = [getattr(batch, field.name) for field in dataclasses.fields(batch)]
+        return [value for value in values if isinstance(value, Tensor)]
+
+    def keyed(item: int) -> Any:
+        return generator(1, "input", item)
+
+    numbers = list(range(len(features)))
+    forth, back = tensors(numbers, keyed), tensors(numbers[::-1], keyed)
+    assert all(torch.equal(a, b.flip(0)) for a, b in zip(forth, back, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(tensors(numbers, None), tensors(numbers, None), strict=True))
+
+
+# Learning, saving, predicting.
+
+
+@pytest.fixture(scope="module", params=model_names())
+def learnt(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A model that has learnt eight sentences by heart."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model = quiet(request.param)
+    trained = tiny.trainer(
+        model, folder, items=tiny.DOCUMENTS[:8], epochs=60, batch_size=4, clip=5.0, log_every=2,
+        optimizer={"learning_rate": 0.03},
+    )  # fmt: skip
+    trained.evaluate = lambda _: {"f1": float(trained.progress.step)}  # the last epoch is the best
+    trained.fit()
+    return model
+
+
+def test_eight_examples_are_learnt(learnt: Model) -> None:
+    assert losses_of(learnt, tiny.DOCUMENTS[:8]).mean() < 0.02
+    untrained = quiet(type(learnt).__module__.rpartition(".")[2])
+    assert losses_of(untrained, tiny.DOCUMENTS[:8]).mean() > 2.0
+    if isinstance(learnt, Tagger):
+        found = learnt.predict(TEXTS[:8])
+        gold = [document.spans for document in tiny.DOCUMENTS[:8]]
+        assert [tuple(entity.span for entity in text.entities) for text in found] == gold
+        assert all(entity.text == text.text[entity.start : entity.end] for text in found for entity in text.entities)
+
+
+def test_predictions_do_not_depend_on_the_company(learnt: Model) -> None:
+    together = predictions(learnt, [*TEXTS, LONG.text])
+    alone = [found for text in [*TEXTS, LONG.text] for found in predictions(learnt, [text])]
+    assert_same_predictions(together, alone)
+    assert_same_predictions(predictions(learnt, [LONG.text, *TEXTS[::-1]])[::-1], together)
+    assert sum(len(found.entities) for found in together) > 8
+
+
+def test_a_saved_model_is_the_same_model(learnt: Model, tmp_path: Path) -> None:
+    learnt.save(tmp_path)
+    loaded = load_model(tmp_path)
+    assert type(loaded) is type(learnt)
+    assert not loaded.training
+    assert loaded.config == learnt.config
+    assert tensors_sha256(loaded.state_dict()) == tensors_sha256(learnt.state_dict())
+    assert torch.equal(losses_of(loaded, tiny.DOCUMENTS), losses_of(learnt, tiny.DOCUMENTS))
+    assert list(map(repr, predictions(loaded, TEXTS))) == list(map(repr, predictions(learnt, TEXTS)))
+    suffixes = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
+    assert suffixes <= {".json", ".safetensors", ".txt"}  # nothing that runs code when it is read
+    again = tmp_path / "again"
+    again.mkdir()
+    loaded.save(again)
+    for path in sorted(again.iterdir()):
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes()
+
+
+def test_texts_of_any_content_come_back(learnt: Model) -> None:
+    texts = ["", " ", "\t\n", "😀王小明𠮷", "a" * 3000, "\ud800北京", "Ｔｏｍ在Ｂｅｉｊｉｎｇ", *TEXTS]
+    found = predictions(learnt, texts)
+    assert [each.text for each in found] == texts
+    if isinstance(learnt, Tagger):
+        for each in found:
+            assert all(each.text[entity.start : entity.end] == entity.text for entity in each.entities)
+        assert found[0].entities == ()
+
+
+# Training: the same again, every trick, going on.
+
+
+def combinations() -> list[dict[str, dict[str, Any]]]:
+    """No trick, each trick in each of its settings, and every pair that goes together."""
+    singles = [{name: settings} for name, each in TRICKS.items() for settings in each]
+    pairs = []
+    for first, second in itertools.combinations(TRICKS, 2):
+        if second not in trick_class(first).excludes:
+            pairs += [{first: a, second: b} for a in TRICKS[first] for b in TRICKS[second]]
+    return [{}, *singles, *pairs]
+
+
+def identifier(tricks: Mapping[str, Mapping[str, Any]]) -> str:
+    return "+".join(f"{name} {settings.get('target', '')}".strip() for name, settings in tricks.items()) or "plain"
+
+
+def test_pairs_are_refused_by_both_or_by_none() -> None:
+    for first, second in itertools.permutations(TRICKS, 2):
+        sections = {name: trick_class(name).Settings() for name in (first, second)}
+        if second in trick_class(first).excludes:
+            assert first in trick_class(second).excludes
+            with pytest.raises(RecipeError, match=f"(?=.*{first})(?=.*{second})"):
+                build_tricks(sections)
+        else:
+            assert len(build_tricks(sections)) == 2
+    assert sum("+" in identifier(tricks) for tricks in combinations()) == 4
+
+
+class Killed(BaseException):
+    pass
+
+
+def figures(model: Model) -> dict[str, float]:
+    return {"f1": -float(losses_of(model, tiny.DOCUMENTS[:3]).sum())}
+
+
+def train(
+    name: str, folder: Path, tricks: Mapping[str, Mapping[str, Any]], *, seed: int = 1, kill_at: int = -1,
+    resume: bool = False,
+) -> str:  # fmt: skip
+    model = tiny.build(name, SETTINGS[name], seed)
+    trained = tiny.trainer(
+        model, folder, tricks=tricks, seed=seed, epochs=3, batch_size=3, accumulation=2, save_every=3, clip=1.0,
+        evaluate=figures, resume=resume,
+    )  # fmt: skip
+    if kill_at >= 0:
+        plain = trained.optimizer.step
+
+        def step(*arguments: Any) -> Any:
+            if trained.progress.step == kill_at:
+                raise Killed
+            return plain(*arguments)
+
+        trained.optimizer.step = step  # type: ignore[method-assign]
+        with pytest.raises(Killed):
+            trained.fit()
+        return ""
+    trained.fit()
+    return tensors_sha256(model.state_dict())
+
+
+@every_model
+@pytest.mark.parametrize("tricks", combinations(), ids=identifier)
+def test_same_seed_same_run_and_a_killed_run_ends_in_the_same_bits(
+    name: str, tricks: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    whole = train(name, tmp_path / "whole", tricks)
+    for kill_at in (1, 4):
+        cut = tmp_path / f"cut{kill_at}"
+        train(name, cut, tricks, kill_at=kill_at)
+        assert (
+            train(name, cut, tricks, resume=kill_at == 4) == whole
+        )  # at 1 nothing is saved: a start from the beginning
+    losses = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert all(torch.isfinite(torch.tensor(record["loss"])) for record in losses if "loss" in record)
+
+
+@every_model
+def test_seeds_and_tricks_matter(name: str, tmp_path: Path) -> None:
+    plain = train(name, tmp_path / "plain", {})
+    others = [train(name, tmp_path / "seed", {}, seed=2)]
+    others += [train(name, tmp_path / trick, {trick: settings[0]}) for trick, settings in TRICKS.items()]
+    assert len({plain, *others}) == len(others) + 1
+
+
+@every_model
+def test_the_order_of_tricks_in_a_recipe_means_nothing(name: str, tmp_path: Path) -> None:
+    pairs = [tricks for tricks in combinations() if len(tricks) == 2][:2]
+    for number, tricks in enumerate(pairs):
+        turned = dict(reversed(tricks.items()))
+        assert train(name, tmp_path / f"{number}a", tricks) == train(name, tmp_path / f"{number}b", turned)

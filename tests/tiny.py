@@ -1,0 +1,240 @@
+"""What the tests of the trainer and of the zoo share: a few sentences, a toy model that shows what it was given, a trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hanzoo.data.catalogue import TaggingData
+from hanzoo.data.document import Document, Span
+from hanzoo.data.randomness import reseed
+from hanzoo.models.model import AttackPoint, Draw, Model, Settings, model_class
+from hanzoo.training.trainer import Trainer, TrainSettings
+from hanzoo.training.trick import build_tricks, trick_class
+
+# The marked text: ⟨name|王小明⟩ is an entity of the label name.
+SENTENCES = (
+    "⟨name|王小明⟩在⟨address|北京⟩工作",
+    "⟨company|云山银行⟩上月在⟨address|上海⟩开了三家分行",
+    "今天下雨",
+    "⟨name|李娜⟩说⟨company|长河科技⟩的电话打不通",
+    "他从⟨address|广州⟩来",
+    "⟨name|张伟⟩和⟨name|刘洋⟩都在⟨company|云山银行⟩实习过一年多，后来去了⟨address|成都⟩",
+    "昨天的会开得太长了，没有人记得最后说了什么",
+    "⟨address|杭州⟩的秋天",
+    "⟨company|明月书店⟩搬家了",
+    "问问⟨name|陈晨⟩吧",
+    "去⟨address|西安⟩的票卖完了，⟨name|王小明⟩很着急",
+    "⟨company|长河科技⟩招人",
+)  # fmt: skip
+
+
+def marked(text: str, number: int = 0) -> Document:
+    """A document from a text with marks."""
+    plain, spans = "", []
+    while "⟨" in text:
+        before, _, rest = text.partition("⟨")
+        inside, _, text = rest.partition("⟩")
+        label, _, entity = inside.partition("|")
+        plain += before
+        spans.append(Span(len(plain), len(plain) + len(entity), label))
+        plain += entity
+    return Document(plain + text, tuple(spans), f"tiny:{number}", number)
+
+
+DOCUMENTS = tuple(marked(text, number) for number, text in enumerate(SENTENCES, start=1))
+
+
+def data(train: Sequence[Document] = DOCUMENTS, dev: Sequence[Document] = DOCUMENTS[:6]) -> TaggingData:
+    """A data set of a few sentences."""
+    return TaggingData(
+        name="tiny", view="", train=tuple(train), dev=tuple(dev), test=None, unlabelled=(),
+        labels=("address", "company", "name"), hashes={"tiny": "0"}, notes=(), official=False,
+        dev_source="dev", test_source="none",
+    )  # fmt: skip
+
+
+def build(name: str, settings: Mapping[str, Any], seed: int = 1, of: TaggingData | None = None) -> Model:
+    """A new model of the zoo."""
+    cls = model_class(name)
+    reseed(seed, "weights")
+    return cls.build(cls.Config(**settings), data() if of is None else of)
+
+
+def nothing_to_evaluate(model: Model) -> dict[str, float]:
+    """A figure that is never better than the first."""
+    return {"f1": 0.0}
+
+
+def trainer(
+    model: Model,
+    folder: Path,
+    *,
+    tricks: Mapping[str, Mapping[str, Any]] | None = None,
+    items: Sequence[Document] = DOCUMENTS,
+    evaluate: Callable[[Model], Mapping[str, Any]] = nothing_to_evaluate,
+    resume: bool = False,
+    identity: Mapping[str, Mapping[str, Any]] | None = None,
+    optimizer: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Trainer:
+    """A trainer of `model` on a few sentences; further settings are those of the `train` section."""
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = {"epochs": 1, "batch_size": 4, "clip": 0.0, "warmup": 0.0, "log_every": 1, "device": "cpu"} | settings
+    sections = {name: trick_class(name).Settings(**given) for name, given in (tricks or {}).items()}
+    return Trainer(
+        model,
+        [model.featurize(item) for item in items],
+        TrainSettings.model_validate(chosen | {"optimizer": dict(optimizer or {})}),
+        build_tricks(sections),
+        evaluate,
+        "f1",
+        folder,
+        identity or {"exact": {}, "approximate": {}},
+        resume,
+    )
+
+
+def gradients(model: Model) -> dict[str, Tensor]:
+    """The gradients that the last step left, in float64."""
+    return {name: p.grad.double().clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def difference(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
+    """The largest relative L2 distance between tensors of the same name."""
+    assert set(first) == set(second)
+    assert first
+    return max(float((first[name] - second[name]).norm() / second[name].norm().clamp_min(1e-30)) for name in first)
+
+
+class ToyConfig(Settings):
+    """Settings of the toy.
+
+    Attributes:
+        dropout: rate of the mask on the pooled vector.
+    """
+
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class ToyFeatures:
+    """One text: rows of both tables, and the number to be learnt."""
+
+    characters: np.ndarray
+    pairs: np.ndarray
+    target: float
+
+    @property
+    def length(self) -> int:
+        return len(self.characters)
+
+
+@dataclass(frozen=True)
+class ToyBatch:
+    """Padded texts: rows of both tables (0 = padding) and targets."""
+
+    characters: Tensor
+    pairs: Tensor
+    target: Tensor
+
+    @property
+    def num_units(self) -> Mapping[str, int]:
+        return {"square": len(self.target)}
+
+    def to(self, device: torch.device) -> Self:
+        assert device.type == "cpu"
+        return self
+
+
+class Toy(Model):
+    """Says how many entities a text has: v . mask * sum over positions of tanh(embedded @ W), squared error.
+
+    It is small enough to be written down again by hand, and remembers what its forward passes saw.
+
+    Attributes:
+        seen: for each pass the two embedded inputs, as the layers above them got them.
+        masks: for each training pass the dropout mask.
+        loss_factors: the losses of the pass with that number are multiplied by this.
+    """
+
+    Config: ClassVar[type[ToyConfig]] = ToyConfig
+    config: ToyConfig
+
+    def __init__(self, config: ToyConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.characters = nn.Embedding(64, 4, padding_idx=0)
+        self.pairs = nn.Embedding(64, 3, padding_idx=0)
+        self.first = nn.Linear(4, 6)
+        self.second = nn.Linear(3, 6)
+        self.output = nn.Linear(6, 1)
+        self.seen: list[tuple[Tensor, Tensor]] = []
+        self.masks: list[Tensor] = []
+        self.loss_factors: dict[int, float] = {}
+
+    @classmethod
+    def build(cls, config: ToyConfig, data: TaggingData) -> Self:
+        return cls(config)
+
+    def featurize(self, item: Document) -> ToyFeatures:
+        rows = np.array([ord(character) % 60 + 2 for character in item.text], dtype=np.int64)
+        return ToyFeatures(rows, (rows[:-1] + rows[1:]) % 60 + 2, float(len(item.spans)))
+
+    def collate(
+        self, features: Sequence[ToyFeatures], draw: Draw | None = None, item_ids: Sequence[int] = ()
+    ) -> ToyBatch:
+        def pad(rows: list[np.ndarray]) -> Tensor:
+            return nn.utils.rnn.pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True)
+
+        return ToyBatch(
+            pad([item.characters for item in features]),
+            pad([item.pairs for item in features]),
+            torch.tensor([item.target for item in features]),
+        )
+
+    def forward(self, batch: ToyBatch) -> Tensor:
+        characters, pairs = self.characters(batch.characters), self.pairs(batch.pairs)
+        self.seen.append((characters.detach().clone(), pairs.detach().clone()))
+        pooled = (torch.tanh(self.first(characters)) * (batch.characters > 0).unsqueeze(-1)).sum(1)
+        pooled = pooled + (torch.tanh(self.second(pairs)) * (batch.pairs > 0).unsqueeze(-1)).sum(1)
+        if self.training:
+            mask = (torch.rand(pooled.shape) >= self.config.dropout) / (1 - self.config.dropout)
+            self.masks.append(mask)
+            pooled = pooled * mask
+        value: Tensor = self.output(pooled).squeeze(-1)
+        return value
+
+    def losses(self, output: Tensor, batch: ToyBatch) -> Mapping[str, Tensor]:
+        return {"square": (output - batch.target).square() * self.loss_factors.get(len(self.seen) - 1, 1.0)}
+
+    def divergence(self, first: Tensor, second: Tensor, batch: ToyBatch) -> Mapping[str, Tensor]:
+        return {"square": (first - second).square()}
+
+    def attack_points(self, batch: ToyBatch) -> Mapping[str, AttackPoint]:
+        def samples(rows: Tensor) -> Tensor:
+            return torch.where(rows > 0, torch.arange(len(rows)).unsqueeze(1), -1)
+
+        return {
+            "characters": AttackPoint(self.characters, samples(batch.characters), self.characters.weight),
+            "pairs": AttackPoint(self.pairs, samples(batch.pairs), self.pairs.weight),
+        }
+
+    def description(self) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def from_description(cls, config: ToyConfig, description: Mapping[str, Any], folder: Path) -> Self:
+        return cls(config)
+
+
+def toy(seed: int = 1, dropout: float = 0.0) -> Toy:
+    """A toy with random weights."""
+    reseed(seed, "weights")
+    return Toy(ToyConfig(dropout=dropout))

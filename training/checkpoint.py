@@ -1,0 +1,186 @@
+"""Writing folders so that a kill, a full disk or a power cut leaves the old one or the new one, never half of either.
+
+A folder is written beside its place under a dotted name, every file is fsynced, and it is renamed into place. Where a folder
+stands there already the two are exchanged by two renames; `recover`, called at every start, finishes or undoes a cut exchange.
+A state folder also holds MANIFEST.json with the size and SHA-256 of every file: safetensors notices a truncated file, but not a
+flipped bit.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hanzoo.errors import RunError, StorageError
+from hanzoo.models.model import read_tensors
+
+MANIFEST = "MANIFEST.json"
+STATES_KEPT = 2
+
+
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Make `folder` hold exactly what `write` writes, or leave it as it was.
+
+    Args:
+        folder: its parent is made if need be.
+        write: gets an empty folder.
+
+    Raises:
+        StorageError: no room, no permission; nothing half-written is left.
+    """
+    beside = folder.with_name(f".{folder.name}.new")
+    old = folder.with_name(f".{folder.name}.old")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        recover(folder)
+        beside.mkdir()
+        write(beside)
+        for path in beside.rglob("*"):
+            _sync(path)
+        _sync(beside)
+        if folder.exists():
+            folder.rename(old)
+        beside.rename(folder)
+        _sync(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        recover(folder)
+        raise storage_error(folder, error) from error
+
+
+def storage_error(path: Path, error: Exception) -> StorageError:
+    """The one clear error for a failed write to `path`."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    full = getattr(error, "errno", None) in numbers or any(f"(os error {number})" in str(error) for number in numbers)
+    cause = "the disk is full" if full else str(error)
+    return StorageError(
+        f"{path}: must be written, but {cause}. What was there before is still there; make room (or pass --run with "
+        "another place) and go on with --resume."
+    )
+
+
+def recover(folder: Path) -> None:
+    """Finish or undo an exchange of `folder` that was cut, and clear what was half-written beside it."""
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists():
+        if folder.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(folder)
+    beside = folder.with_name(f".{folder.name}.new")
+    if beside.exists():
+        shutil.rmtree(beside)
+
+
+def write_file(path: Path, content: str) -> None:
+    """Replace a text file as a whole. Raises StorageError; the old content is then still there."""
+    beside = path.with_name(f".{path.name}.new")
+    try:
+        beside.write_text(content, encoding="utf-8")
+        _sync(beside)
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise storage_error(path, error) from error
+
+
+def write_state(folder: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    """Write a state folder: tensors.safetensors, state.json, MANIFEST.json; then drop all but the newest STATES_KEPT.
+
+    Args:
+        folder: `state/<step>` with the step in eight digits.
+        tensors: by name; stored contiguous, on the CPU.
+        values: JSON values. Floats come back as the same bits.
+    """
+
+    def write(target: Path) -> None:
+        packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(packed, target / "tensors.safetensors")
+        (target / "state.json").write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(target.iterdir())}
+        (target / MANIFEST).write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
+
+    write_folder(folder, write)
+    for surplus in state_folders(folder.parent)[STATES_KEPT:]:
+        shutil.rmtree(surplus, ignore_errors=True)
+
+
+def state_folders(states: Path) -> list[Path]:
+    """The state folders of a run, newest first."""
+    if not states.is_dir():
+        return []
+    return sorted(
+        (path for path in states.iterdir() if path.name.isdigit()), key=lambda path: int(path.name), reverse=True
+    )
+
+
+def read_state(states: Path, warn: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The newest complete state of a run; None where none was ever saved.
+
+    Raises:
+        RunError: there are states, but none of them is whole.
+    """
+    if states.is_dir():
+        for path in states.glob(".*.new"):
+            shutil.rmtree(path, ignore_errors=True)
+    broken: list[str] = []
+    for folder in state_folders(states):
+        problem = _problem(folder)
+        if problem is None:
+            if broken:
+                warn(f"{broken[0]}; going on from {folder.name} instead")
+            return read_tensors(folder / "tensors.safetensors"), json.loads((folder / "state.json").read_text("utf-8"))
+        broken.append(problem)
+    if broken:
+        raise RunError(
+            f"{states}: one state must be whole, but none is: {'; '.join(broken)}. Start again in another directory (--run)."
+        )
+    return None
+
+
+def _problem(folder: Path) -> str | None:
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        for name, facts in files.items():
+            path = folder / name
+            if path.stat().st_size != facts["bytes"] or sha256(path) != facts["sha256"]:
+                return f"{path}: is damaged (size or SHA-256 differ from its manifest)"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{folder}: is incomplete ({error})"
+    return None
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """One SHA-256 over named tensors: their names, dtypes, shapes and bytes. Two runs with equal weights have equal ones."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

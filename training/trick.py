@@ -1,0 +1,145 @@
+"""The contract of a trick: it wraps the loss or the backward pass; the loop does not ask.
+
+    for step in range(start, num_steps):
+        backward(window)                      # wrapped by FGM, PGD
+            for micro in window:
+                reseed(...); values = loss(micro.batch)          # wrapped by R-Drop
+                (sum over parts: micro.weight * values.sum() / units[part]).backward()
+        clip; optimizer; schedule; after_step              # EMA
+    at the end of an epoch: evaluate                       # inside evaluation_weights: EMA
+
+A trick is found by its file name in `training/tricks/`: the one `Trick` that is defined there. It has a `Settings` class, the
+fields of its section in the recipe (`train.tricks.<name>`), and a `rank`: tricks that wrap the same thing are nested by it, the
+lowest innermost, whatever their order in the recipe.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
+
+from hanzoo.errors import RecipeError, nearest
+from hanzoo.models.model import Model, Settings
+
+
+class Loss(NamedTuple):
+    """What a loss function says of a batch.
+
+    Attributes:
+        values: for each part (num_units[part],) float32, un-reduced.
+        output: the model's output that they come from.
+    """
+
+    values: Mapping[str, Tensor]
+    output: Any
+
+
+LossFunction = Callable[[Any], Loss]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward and backward pass of a window.
+
+    Attributes:
+        index: its place in the window; with the step it keys its dropout, so every pass over it has the same masks.
+        batch: the model's batch.
+        weight: factor of its loss.
+        kind: "clean" for the pass on the input as it is; "adversarial" and "ascent" for an attack's. Logged apart.
+        contexts: entered around the forward and the backward pass.
+        inputs: where gradients are wanted; None = all leaves.
+    """
+
+    index: int
+    batch: Any
+    weight: float = 1.0
+    kind: str = "clean"
+    contexts: tuple[AbstractContextManager[Any], ...] = ()
+    inputs: Callable[[], Sequence[Tensor]] | None = None
+
+    def inside(self, context: AbstractContextManager[Any], **changes: Any) -> MicroBatch:
+        """The same micro-batch, its passes run inside one more context."""
+        return replace(self, contexts=(*self.contexts, context), **changes)
+
+
+Window = list[MicroBatch]
+Backward = Callable[[Window], None]
+
+
+@dataclass
+class Trick:
+    """Does nothing; subclasses override what they change."""
+
+    Settings: ClassVar[type[Settings]] = Settings
+    rank: ClassVar[int] = 0
+    excludes: ClassVar[tuple[str, ...]] = ()  # file names of tricks that it does not go with
+    settings: Any = field(default_factory=Settings)
+
+    def wrap_loss(self, loss: LossFunction, model: Model) -> LossFunction:
+        """The loss function that training uses instead of `loss`."""
+        return loss
+
+    def wrap_backward(self, backward: Backward, model: Model) -> Backward:
+        """The backward pass of a window that training uses instead of `backward`."""
+        return backward
+
+    def after_step(self, model: Model) -> None:
+        """Called after each optimizer step that changed the weights."""
+
+    def evaluation_weights(self, model: Model) -> AbstractContextManager[object]:
+        """Entered around evaluating, and keeping the best weights: inside, the model has the weights that inference shall use."""
+        return nullcontext()
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Tensors that exact resume needs."""
+        return {}
+
+    def load_state(self, tensors: Mapping[str, Tensor], model: Model) -> None:
+        """Take back what `state` gave."""
+
+
+def trick_names() -> list[str]:
+    """The names of all tricks: the files of `training/tricks/`."""
+    package = importlib.import_module("hanzoo.training.tricks")
+    return sorted(info.name for info in pkgutil.iter_modules(package.__path__) if not info.name.startswith("_"))
+
+
+def trick_class(name: str) -> type[Trick]:
+    """The trick of the file `name`."""
+    if name not in trick_names():
+        known = trick_names()
+        raise RecipeError(
+            f"train.tricks: a trick must be one of {', '.join(known)}, but is {name!r}.{nearest(name, known)}"
+        )
+    module = importlib.import_module(f"hanzoo.training.tricks.{name}")
+    found = [
+        item
+        for item in vars(module).values()
+        if isinstance(item, type) and issubclass(item, Trick) and item.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise TypeError(f"training/tricks/{name}.py must define exactly one Trick, but defines {len(found)}")
+    return found[0]
+
+
+def build_tricks(sections: Mapping[str, Settings]) -> list[Trick]:
+    """The tricks of a recipe in the order in which they wrap: lowest rank first.
+
+    Raises:
+        RecipeError: two of them do not go together.
+    """
+    classes = {name: trick_class(name) for name in sections}
+    for name, cls in classes.items():
+        for other in cls.excludes:
+            if other in sections:
+                raise RecipeError(
+                    f"train.tricks: {name} and {other} must not stand together, but do: both attack the same input. Keep one."
+                )
+    tricks = [cls(settings=sections[name]) for name, cls in classes.items()]
+    return sorted(tricks, key=lambda trick: (trick.rank, type(trick).__name__))

@@ -1,0 +1,45 @@
+"""R-Drop: run each batch twice with other dropout masks and pull the two outputs together.
+
+Source: Liang et al. 2021, equation 4: the mean of both losses plus alpha times half the sum of both Kullback-Leibler divergences.
+Differs: for a CRF the divergence is the exact one between the two distributions over tag sequences, not one of token softmaxes;
+it is divided by the same units as the loss, so alpha means the same at every batch size.
+Cost: two forward and backward passes a step. Without any dropout it changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from hanzoo.models.model import Model, Settings
+from hanzoo.training.trick import Loss, LossFunction, Trick
+
+
+class RDropSettings(Settings):
+    """Fields of `train.tricks.r_drop`.
+
+    Attributes:
+        alpha: factor of the divergence.
+    """
+
+    alpha: float = Field(default=1.0, ge=0.0)
+
+
+class RDrop(Trick):
+    """The second pass draws on where the first one stopped in the same keyed stream: other masks, as reproducible."""
+
+    Settings: ClassVar[type[RDropSettings]] = RDropSettings
+    rank: ClassVar[int] = 10
+
+    def wrap_loss(self, loss: LossFunction, model: Model) -> LossFunction:
+        def twice(batch: Any) -> Loss:
+            first, second = loss(batch), loss(batch)
+            divergence = model.divergence(first.output, second.output, batch)
+            values = {
+                part: 0.5 * (first.values[part] + second.values[part]) + self.settings.alpha * divergence[part]
+                for part in first.values
+            }
+            return Loss(values, first.output)
+
+        return twice
