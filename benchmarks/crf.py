@@ -1,11 +1,12 @@
 """The CRF layer against pytorch-crf 0.7.2: loss (forward and backward) and decoding, one thread, in turns.
 
-    python benchmarks/crf.py [--rounds 15] [--save]
+    python benchmarks/crf.py [--rounds 25] [--save]
 
-Batch 32, ragged lengths up to 128, 41 tags, standard normal emissions. First both sides are checked to agree. Then they run in turn; a
-ratio is the median over rounds of (their time / our time in the same round), its range the smallest and the largest. The
-constrained row is our layer under BIOES constraints (10 types, 41 tags) against pytorch-crf, which has none. A line of JSON ends
-the output; --save also writes it to benchmarks/results/crf.json.
+Batch 32, ragged lengths up to 128, 41 tags, standard normal emissions. First both sides are checked to agree. Then they run in
+turn; a ratio is the median over rounds of (their time / our time in the same round), its range the smallest and the largest.
+Times are processor seconds of this single-threaded process, so that other work on the machine does not count. The constrained
+rows are our layer under BIOES constraints (10 types, 41 tags) against pytorch-crf, which has none. A line of JSON ends the
+output; --save also writes it to benchmarks/results/crf.json.
 """
 
 from __future__ import annotations
@@ -63,15 +64,15 @@ def gradients(layer: nn.Module, emissions: Tensor, loss: Callable[[Tensor], Tens
 
 
 def in_turn(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each side in each round; the order turns around every other round."""
+    """Processor seconds of each side in each round; the order turns around every other round."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for name in list(sides) * 2:
         sides[name]()  # warm-up
     for number in range(rounds):
         for name in list(sides)[:: 1 if number % 2 == 0 else -1]:
-            start = time.perf_counter()
+            start = time.process_time()
             sides[name]()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.process_time() - start)
     return seconds
 
 
@@ -114,12 +115,12 @@ def gradient_error(num_tags: int, backend: str) -> float:
 
 
 def compile_seconds() -> tuple[float, float]:
-    """Seconds until a fresh process has taken its first loss and gradient, and its first decoding, import of torch aside."""
+    """Processor seconds that the first loss with its gradient, and the first decoding, take in a fresh process."""
     script = (
         "import time, torch; from hanzoo.models.layers.crf import CRF; crf = CRF(41, batch_first=True); "
-        "e = torch.randn(2, 5, 41, requires_grad=True); t = time.perf_counter(); "
-        "crf(e, torch.zeros(2, 5, dtype=torch.long)).backward(); s = time.perf_counter(); crf.decode(e); "
-        "print(s - t, time.perf_counter() - s)"
+        "e = torch.randn(2, 5, 41, requires_grad=True); t = time.process_time(); "
+        "crf(e, torch.zeros(2, 5, dtype=torch.long)).backward(); s = time.process_time(); crf.decode(e); "
+        "print(s - t, time.process_time() - s)"
     )
     output = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     training, decoding = output.stdout.split()
@@ -129,7 +130,7 @@ def compile_seconds() -> tuple[float, float]:
 def main() -> None:
     """Measure, print the table and the line."""
     parser = argparse.ArgumentParser(description="The CRF layer against pytorch-crf 0.7.2.")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/crf.json")
     options = parser.parse_args()
     if options.rounds < 1:

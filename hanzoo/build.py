@@ -20,7 +20,7 @@ from hanzoo.data.catalogue import TaggingData, load_tagging_data, seen_in_train
 from hanzoo.data.document import Document, Span
 from hanzoo.data.randomness import reseed
 from hanzoo.data.readers import read_documents
-from hanzoo.errors import RecipeError, RunError
+from hanzoo.errors import DataError, RunError
 from hanzoo.evaluation.calibration import expected_calibration_error, fit_temperature, log_loss
 from hanzoo.evaluation.cluener import LABELS, official_scores, write_submission
 from hanzoo.evaluation.error_report import ErrorReport, error_report, mentions_in
@@ -149,6 +149,11 @@ def train_seeds(
     recipe: Recipe, seeds: Sequence[int], *, run: Path, resume: bool, command: str, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Train one run a seed in `run/seed-<n>`; a finished one is not trained again."""
+    if (run / "recipe.yaml").is_file():
+        raise RunError(f"{run}: must be a directory of several seeds, but holds a single run. Name another by --run.")
+    for seed in seeds:  # all of them before hours go into the first
+        folder = run / f"seed-{seed}"
+        _check_run(folder, recipe.with_seed(seed), resume and folder.exists())
     runs = {}
     for seed in seeds:
         folder = run / f"seed-{seed}"
@@ -316,7 +321,13 @@ def evaluate_run(
     seeds = seed_folders(folder) or [folder]
     data = load_data(read_recipe(seeds[0]))
     if file is not None:
-        documents: Sequence[Document] = read_documents(file, format)[0]
+        documents: Sequence[Document]
+        documents, reading = read_documents(file, format)
+        if reading.unlabelled:
+            raise DataError(
+                f"{reading.unlabelled_place}: a text must say its entities, an empty list if it has none, but says nothing. "
+                "Tag texts without labels by predict.py."
+            )
         name = str(file)
     else:
         name = split or ("test" if data.test else "dev")
@@ -507,8 +518,9 @@ def load(run: str | Path, device: str = "cpu") -> Model:
         names = ", ".join(path.name for path in seeds)
         raise RunError(f"{folder}: must be one run, but holds {names}. Name one of them: {seeds[0]}.")
     if (folder / "recipe.yaml").is_file():
-        recover(folder / "model")
-        folder = folder / "model"
+        model, old = folder / "model", folder / ".model.old"
+        # between the two renames of an exchange only the old one is there; repairing is left to whoever trains
+        folder = old if old.is_dir() and not model.is_dir() else model
     return load_model(folder).to(choose_device(device))
 
 

@@ -22,11 +22,14 @@ from hanzoo.training.trainer import TrainSettings
 from hanzoo.training.trick import build_tricks, trick_class, trick_names
 
 S = TypeVar("S", bound=Settings)
+SOURCES = ("data.name", "data.path", "data.train", "data.hub")
 SECTIONS = ("data", "model", "train", "evaluate")
 
 
 class DataSettings(Settings):
     """The `data` section: a data set by name, files of one's own, or a data set of the hub.
+
+    On the command line a new source (name, path, train or hub) takes the place of the recipe's whole section.
 
     Attributes:
         name: cluener, msra, weibo, resume, or bundled (the corpus that comes with hanzoo).
@@ -35,7 +38,7 @@ class DataSettings(Settings):
         train: files of one's own, split already; with them
         dev: and
         test: (optional).
-        hub: ORG/NAME for Hugging Face `datasets`.
+        hub: ORG/NAME for Hugging Face `datasets`; with `name`, what its counts are held against.
         format: of one's own files: cluener, columns, weibo, spans; None = recognised.
         dev_from_train: hold out 10 % of train for selection; the official dev is then only reported on.
     """
@@ -157,6 +160,9 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: with every mistake.
     """
     name, place, values = _read(recipe, ())
+    if any(override.partition("=")[0] in SOURCES for override in overrides):
+        # another source on the command line takes the place of the recipe's, with all that belongs to it
+        values["data"] = {}
     for override in overrides:
         _apply(values, override)
     return check_recipe(values, name=name, place=place)
@@ -242,7 +248,7 @@ def check_recipe(values: Mapping[str, Any], *, name: str, place: str) -> Recipe:
     data = _check(DataSettings, sections["data"], "data", mistakes)
     if data is not None:
         given = [key for key in ("name", "path", "train", "hub") if getattr(data, key) is not None]
-        if len(given) != 1:
+        if len(given) != 1 and given != ["name", "hub"]:
             mistakes.append(
                 f"data must have exactly one of name, path, train, hub, but has {', '.join(given) or 'none'}. "
                 "Name a data set (data.name=cluener) or a file of your own (data.path=my.jsonl)."

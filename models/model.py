@@ -207,7 +207,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path}: the file must be there, but is missing. Copy the whole folder, or train again."
         ) from None
     except (SafetensorError, OSError) as error:
-        pickled = path.read_bytes()[:2] in (b"PK", b"\x80\x02") if path.is_file() else False
+        pickled = (
+            path.read_bytes()[:2] in (b"PK", *(bytes((0x80, protocol)) for protocol in range(2, 6)))
+            if path.is_file()
+            else False
+        )
         cause = "is a pickle, which could run code and is never loaded" if pickled else f"cannot be read ({error})"
         raise RunError(
             f"{path}: the file must be safetensors, but {cause}. Restore it from a copy, or train again."
@@ -262,7 +266,13 @@ def model_class(name: str) -> type[Model]:
 
 def load_model(folder: Path) -> Model:
     """The model saved in `folder`, whatever its class."""
-    return model_class(read_description(folder)["model"]).load(folder)
+    name = read_description(folder)["model"]
+    if name not in model_names():
+        raise RunError(
+            f"{folder / DESCRIPTION_FILE}: model must be one of {', '.join(model_names())}, but is {name!r}. "
+            "A newer hanzoo may have written this folder: install that version."
+        )
+    return model_class(name).load(folder)
 
 
 T = TypeVar("T")

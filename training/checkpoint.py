@@ -54,10 +54,12 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
         beside.rename(folder)
         _sync(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
+    except BaseException as error:
         shutil.rmtree(beside, ignore_errors=True)
         recover(folder)
-        raise storage_error(folder, error) from error
+        if isinstance(error, OSError | SafetensorError):
+            raise storage_error(folder, error) from error
+        raise
 
 
 def storage_error(path: Path, error: Exception) -> StorageError:

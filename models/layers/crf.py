@@ -925,7 +925,8 @@ def _log_kernels() -> SimpleNamespace:
         """Fill out (steps, num_tags) with the log backward variables."""
         steps, num_tags = out.shape
         scratch = np.empty(num_tags)
-        out[steps - 1] = end
+        for j in range(num_tags):
+            out[steps - 1, j] = end[j]
         for t in range(steps - 1, 0, -1):
             for j in range(num_tags):
                 scratch[j] = out[t, j] + emissions[t, j] / divide
@@ -1292,6 +1293,7 @@ def _scaled_kernels(width: int) -> SimpleNamespace:
     """Compile the scaled float32 recursions for rows padded to `width` (a constant lets the compiler unroll)."""
     import numba
 
+    # Rows are copied in loops: assigning one array to another would compile seconds of broadcasting checks.
     # "reassoc" lets sums use vector lanes. No "nnan", no "ninf": infinities and NaN keep their meaning.
     jit = numba.njit(error_model="numpy", nogil=True, fastmath={"contract", "reassoc"})
     jit_exact = numba.njit(error_model="numpy", nogil=True, fastmath={"contract"})
@@ -1365,7 +1367,8 @@ def _scaled_kernels(width: int) -> SimpleNamespace:
             log_total = constant + (steps - 1) * kernel_max
             running = 1.0
             flushed = zero
-            out[:] = start
+            for j in range(width):
+                out[j] = start[j]
             for t in range(steps):
                 at = first + t
                 top = load(emissions[b, t], num_tags, row)
@@ -1428,7 +1431,8 @@ def _scaled_kernels(width: int) -> SimpleNamespace:
                 first += steps
                 continue
             factor = factors[b]
-            beta[:] = end
+            for j in range(width):
+                beta[j] = end[j]
             for t in range(steps - 1, -1, -1):
                 at = first + t
                 alpha = alphas[at]
@@ -1510,7 +1514,8 @@ def _scaled_kernels(width: int) -> SimpleNamespace:
                     mean += value
                 for j in range(width):
                     tangent[j] -= mean * alpha[j]
-            beta[:] = end
+            for j in range(width):
+                beta[j] = end[j]
             slope[:] = zero
             for t in range(steps - 1, -1, -1):
                 at = first + t

@@ -28,7 +28,8 @@ few_examples = settings(max_examples=8, deadline=None, derandomize=True, databas
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run a test through the compiled recursion and through the one in torch, which is what accelerators run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layer, "log_likelihood", functools.partial(layer.log_likelihood, backend=request.param))
+        for name in ("log_likelihood", "marginals"):
+            patch.setattr(layer, name, functools.partial(getattr(layer, name), backend=request.param))
         yield request.param
 
 
@@ -333,6 +334,7 @@ def test_divergence_is_zero_only_between_equals() -> None:
     assert (crf.divergence(emissions, 2 * emissions, mask) > 1e-3).all()
 
 
+@both_backends
 def test_divergence_of_emissions_that_need_no_gradient() -> None:
     problem = make_problem(MIXED, bio())
     constant = 2 * problem.emissions.detach()
@@ -467,6 +469,7 @@ def functional(problem: Problem, method: str, *last: Tensor) -> Callable[..., Te
 METHODS = ["log_likelihood", "log_partition", "marginals", "divergence"]
 
 
+@both_backends
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("legal", [bio(), bies()], ids=["bio", "bies"])
 def test_first_and_second_derivatives(legal: Legal, method: str) -> None:
@@ -849,6 +852,48 @@ def test_float32_equals_float64(legal: Legal) -> None:
         torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=1e-5 * max(1.0, scale))
         assert scale == 0 or not torch.allclose(ours.double(), exact * 1.001, rtol=1e-5, atol=1e-5 * max(1.0, scale))
     assert single.crf.decode(single.emissions, single.mask) == double.crf.decode(double.emissions, double.mask)
+
+
+@both_backends
+@pytest.mark.parametrize("scale", [1.0, 30.0, 300.0, 1e4])
+@pytest.mark.parametrize("legal", [bio(), LEGALS["random"]], ids=["bio", "random"])
+def test_gradients_of_marginals_and_divergence_in_float32(legal: Legal, scale: float) -> None:
+    single = make_problem([40, 1, 23], legal, dtype=torch.float32, scale=scale)
+    double = as_float64(single)
+    direction = torch.randn(single.emissions.shape, generator=torch.Generator().manual_seed(1))
+    results = []
+    for problem in (single, double):
+        weights = direction.to(problem.emissions.dtype)
+        marginals = problem.crf.marginals(problem.emissions, problem.mask)
+        divergence = problem.crf.divergence(problem.emissions, problem.emissions.detach() + weights, problem.mask)
+        results.append(
+            [
+                gradients_of((marginals * weights).sum(), problem.inputs()),
+                gradients_of(divergence @ torch.tensor([1.0, -2.0, 0.5]).to(divergence.dtype), problem.inputs()),
+            ]
+        )
+    for ours, exact in zip(*results, strict=True):
+        for our, their in zip(ours, exact, strict=True):
+            torch.testing.assert_close(our.double(), their, rtol=1e-4, atol=2e-5)
+        assert scale > 30 or differs(ours[0].double(), 1.01 * exact[0])
+
+
+@both_backends
+@pytest.mark.parametrize("method", METHODS)
+def test_backward_may_run_twice(method: str) -> None:
+    problem = make_problem([9, 4, 9], bies(), dtype=torch.float32)
+    with torch.no_grad():
+        problem.emissions[2] *= 1e4
+    arguments = [problem.emissions, *([problem.emissions.detach() + 1.0] if method == "divergence" else [])]
+    arguments += [problem.tags, problem.mask] if method == "log_likelihood" else [problem.mask]
+    value = getattr(problem.crf, method)(*arguments)
+    value = (value * torch.linspace(0.5, 1.5, value.numel()).reshape(value.shape)).sum()
+    first, second = (torch.autograd.grad(value, problem.inputs(), retain_graph=True) for _ in range(2))
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other)
+    third = torch.autograd.grad(2 * value, problem.inputs())
+    for one, other in zip(first, third, strict=True):
+        torch.testing.assert_close(other, 2 * one)
 
 
 @both_backends
