@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # before torch reads them
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,7 +29,7 @@ sys.path.insert(0, str(ROOT))  # a checkout that is not installed works too
 
 import torch  # noqa: E402
 import torchcrf  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 from hanzoo.data.schemes import TagSet  # noqa: E402
 from hanzoo.models.layers.crf import CRF, log_likelihood, marginals  # noqa: E402
@@ -36,7 +37,7 @@ from hanzoo.models.layers.crf import CRF, log_likelihood, marginals  # noqa: E40
 BATCH, SEQ, TYPES = 32, 128, 10
 
 
-def build() -> tuple[dict[str, nn.Module], Tensor, Tensor, Tensor]:
+def build() -> tuple[dict[str, Any], Tensor, Tensor, Tensor]:
     """The layers, all with one set of parameters, and emissions, tags (legal under BIOES), mask."""
     scheme = TagSet(scheme="BIOES", labels=tuple(f"type{i}" for i in range(TYPES)))
     num_tags = len(scheme.tags)
@@ -53,7 +54,7 @@ def build() -> tuple[dict[str, nn.Module], Tensor, Tensor, Tensor]:
     return {"constrained": constrained, "free": free, "theirs": theirs}, emissions, tags, mask
 
 
-def gradients(layer: nn.Module, emissions: Tensor, loss: Callable[[Tensor], Tensor]) -> list[Tensor]:
+def gradients(layer: Any, emissions: Tensor, loss: Callable[[Tensor], Tensor]) -> list[Tensor]:
     """Value of the loss and its gradients."""
     source = emissions.detach().requires_grad_()
     layer.zero_grad()
@@ -82,7 +83,7 @@ def ratio(seconds: dict[str, list[float]], ours: str) -> tuple[float, list[float
     return round(statistics.median(ratios), 2), [round(min(ratios), 2), round(max(ratios), 2)]
 
 
-def check(layers: dict[str, nn.Module], emissions: Tensor, tags: Tensor, mask: Tensor) -> None:
+def check(layers: dict[str, Any], emissions: Tensor, tags: Tensor, mask: Tensor) -> None:
     """Fail unless both sides agree on loss, gradients and best paths, and a wrong side would be noticed."""
     free, theirs = layers["free"], layers["theirs"]
     want = gradients(theirs, emissions, lambda e: theirs(e, tags, mask))
@@ -97,20 +98,20 @@ def check(layers: dict[str, nn.Module], emissions: Tensor, tags: Tensor, mask: T
     assert (other[1] - want[1]).abs().max() > 1e-2, "the check would not notice a difference"
 
 
-def torch_loss(layer: nn.Module, emissions: Tensor, tags: Tensor, mask: Tensor) -> Tensor:
+def torch_loss(layer: Any, emissions: Tensor, tags: Tensor, mask: Tensor) -> Tensor:
     """The loss on the torch path, which is what CUDA runs."""
     scores = layer.start_transitions, layer.transitions, layer.end_transitions
     return log_likelihood(emissions, *scores, tags, mask.sum(1), backend="torch").sum()
 
 
-def gradient_error(num_tags: int, backend: str) -> float:
+def gradient_error(num_tags: int, backend: Literal["numba", "torch"]) -> float:
     """Largest error of an emission gradient in float32 at length 512, randn * 3, batch 32, against float64."""
     layer = CRF(num_tags)
     emissions = torch.randn(BATCH, 512, num_tags) * 3
     lengths = torch.full((BATCH,), 512)
-    scores = [p.detach() for p in (layer.start_transitions, layer.transitions, layer.end_transitions)]
-    found = marginals(emissions, *scores, lengths, backend=backend)
-    exact = marginals(emissions.double(), *(x.double() for x in scores), lengths, backend="numba")
+    start, transitions, end = (p.detach() for p in (layer.start_transitions, layer.transitions, layer.end_transitions))
+    found = marginals(emissions, start, transitions, end, lengths, backend=backend)
+    exact = marginals(emissions.double(), start.double(), transitions.double(), end.double(), lengths, backend="numba")
     return float((found.double() - exact).abs().max())
 
 

@@ -2,11 +2,11 @@
 
     python benchmarks/kill_resume.py [--kills 5] [--seed 1] [--save]
 
-For plain training, FGM, PGD and R-Drop: `python train.py` on the bundled corpus with a small BiLSTM-CRF runs once undisturbed. Then it
-is started again in another folder, killed (SIGKILL, the whole process) when metrics.jsonl shows that a randomly drawn optimizer
-step was reached, after a further random wait of up to one step so that kills fall inside steps and inside saves alike, and started
-with --resume; after all kills it runs to its end. Compared are the SHA-256 of the final weights, and metrics.jsonl but for speeds.
-As a control, another seed must end in other weights. A line of JSON ends the output; --save also writes it to
+For plain training, FGM, PGD and R-Drop: `python train.py` on the bundled corpus with a small BiLSTM-CRF runs once undisturbed.
+Then it is started again in another folder, killed (SIGKILL, the whole process) when metrics.jsonl shows that a randomly drawn
+optimizer step was reached, after a further random wait of up to one step so that kills fall inside steps and inside saves alike,
+and started with --resume; after all kills it runs to its end. Compared are the SHA-256 of the final weights, and metrics.jsonl
+but for speeds. As a control, another seed must end in other weights. A line of JSON ends the output; --save also writes it to
 benchmarks/results/kill_resume.json.
 """
 

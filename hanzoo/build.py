@@ -20,7 +20,7 @@ from hanzoo.data.catalogue import TaggingData, load_tagging_data, seen_in_train
 from hanzoo.data.document import Document, Span
 from hanzoo.data.randomness import reseed
 from hanzoo.data.readers import read_documents
-from hanzoo.errors import DataError, RunError
+from hanzoo.errors import DataError, RecipeError, RunError
 from hanzoo.evaluation.calibration import expected_calibration_error, fit_temperature, log_loss
 from hanzoo.evaluation.cluener import LABELS, official_scores, write_submission
 from hanzoo.evaluation.error_report import ErrorReport, error_report, mentions_in

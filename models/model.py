@@ -179,7 +179,8 @@ class Model(nn.Module, ABC):
             message = (
                 f"{folder / DESCRIPTION_FILE}: the description must fit the model {content['model']!r}, but does not"
             )
-            raise RunError(f"{message}: {error!r}. Use the folder as hanzoo wrote it.") from error
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise RunError(f"{message} ({reason}). Use the folder as hanzoo wrote it.") from error
         model.load_weights(folder / WEIGHTS_FILE)
         return model.eval()
 
@@ -207,11 +208,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path}: the file must be there, but is missing. Copy the whole folder, or train again."
         ) from None
     except (SafetensorError, OSError) as error:
-        pickled = (
-            path.read_bytes()[:2] in (b"PK", *(bytes((0x80, protocol)) for protocol in range(2, 6)))
-            if path.is_file()
-            else False
-        )
+        start = path.read_bytes()[:2] if path.is_file() else b""
+        pickled = start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # zip, or protocol 2 to 5
         cause = "is a pickle, which could run code and is never loaded" if pickled else f"cannot be read ({error})"
         raise RunError(
             f"{path}: the file must be safetensors, but {cause}. Restore it from a copy, or train again."

@@ -508,7 +508,11 @@ class _NumbaState:
         matrix_t, kernel_t = np.ascontiguousarray(self.matrix.T), np.ascontiguousarray(self.kernel64.T)
         emissions = self.emissions[row]
         kernels.betas(emissions, self.end, matrix_t, kernel_t, self.kernel_max, 1.0, betas)
-        kernels.counts(emissions, self.matrix, alphas, betas, log_partition, nodes, pairs, -factor)
+        counts = np.empty((num_tags, num_tags))
+        kernels.counts(
+            emissions, self.matrix, self.kernel64, self.kernel_max, alphas, betas, log_partition, nodes, counts
+        )
+        pairs -= factor * counts
         ends[0] -= factor * nodes[0]
         ends[1] -= factor * nodes[-1]
         gradient[row, :n] = -factor * nodes
@@ -691,7 +695,7 @@ class _TorchState:
         if len(self.rows):
             with torch.no_grad():
                 exact = -_log_domain(emissions[self.rows], start, transitions, end, None, lengths[self.rows])
-            exact = torch.where(exact > 0.5 * _FLOOR, exact, -math.inf)  # no legal sequence
+            exact = torch.where(exact < 0.5 * _FLOOR, -math.inf, exact)  # no legal sequence
             self.log_partition[self.rows] = exact.to(self.log_partition.dtype)
 
     def log_likelihood(self, tags: Tensor | None) -> Tensor:
@@ -935,22 +939,48 @@ def _log_kernels() -> SimpleNamespace:
     betas = jit(betas)
 
     def counts(
-        emissions: Any, matrix: Any, alphas: Any, beta: Any, log_partition: float, nodes: Any, pairs: Any, factor: float
+        emissions: Any,
+        matrix: Any,
+        kernel: Any,
+        kernel_max: float,
+        alphas: Any,
+        beta: Any,
+        total: float,
+        nodes: Any,
+        pairs: Any,
     ) -> None:
-        """Write node marginals (steps, num_tags); add factor * pair marginals to pairs (num_tags, num_tags)."""
+        """Write node marginals (steps, num_tags) and the sum of the pair marginals (num_tags, num_tags); total: log partition."""
         steps, num_tags = alphas.shape
+        right, outer = np.empty(num_tags), np.zeros((num_tags, num_tags))
+        pairs[:] = 0.0
         for t in range(steps):
             for j in range(num_tags):
                 log_node = alphas[t, j] + beta[t, j]
-                nodes[t, j] = math.exp(log_node - log_partition) if log_node != -np.inf else 0.0
-            if t > 0 and factor != 0.0:
+                nodes[t, j] = math.exp(log_node - total) if log_node != -np.inf else 0.0
+            if t == 0 or total == -np.inf:
+                continue
+            left_max, right_max = -np.inf, -np.inf
+            for j in range(num_tags):
+                right[j] = beta[t, j] + emissions[t, j]
+                left_max = max(left_max, alphas[t - 1, j])
+                right_max = max(right_max, right[j])
+            scale = left_max + right_max + kernel_max - total
+            if scale < 600.0:  # what underflows in a factor is then far below what could be seen in the product
+                scale = math.exp(scale)
                 for j in range(num_tags):
-                    if nodes[t, j] == 0.0:
-                        continue
-                    tail = beta[t, j] + emissions[t, j] - log_partition
-                    for i in range(num_tags):
-                        if nodes[t - 1, i] != 0.0 and matrix[i, j] > -np.inf:
-                            pairs[i, j] += factor * math.exp(alphas[t - 1, i] + matrix[i, j] + tail)
+                    right[j] = math.exp(right[j] - right_max) * scale
+                for i in range(num_tags):
+                    left = math.exp(alphas[t - 1, i] - left_max)
+                    for j in range(num_tags):
+                        outer[i, j] += left * right[j]
+            else:
+                for i in range(num_tags):
+                    for j in range(num_tags):
+                        if matrix[i, j] > -np.inf:
+                            pairs[i, j] += math.exp(alphas[t - 1, i] + matrix[i, j] + right[j] - total)
+        for i in range(num_tags):
+            for j in range(num_tags):
+                pairs[i, j] += outer[i, j] * kernel[i, j]
 
     counts = jit(counts)
 

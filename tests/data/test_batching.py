@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -45,10 +47,10 @@ def test_plan_is_a_function_of_its_key() -> None:
 
 
 def test_plan_draws_from_nothing_global() -> None:
-    np.random.seed(5)  # noqa: NPY002 - the state that must not be touched
-    before = np.random.get_state()[1].copy()  # type: ignore[index,union-attr] # noqa: NPY002
+    np.random.seed(5)  # the state that must not be touched
+    before = np.random.get_state()[1].copy()  # type: ignore[index,union-attr]
     plan(0)
-    assert np.array_equal(before, np.random.get_state()[1])  # type: ignore[index] # noqa: NPY002
+    assert np.array_equal(before, np.random.get_state()[1])  # type: ignore[index]
 
 
 def real_share(windows: list[Window]) -> float:
@@ -65,7 +67,7 @@ def test_buckets_leave_little_padding() -> None:
 
 def test_batches_do_not_come_by_length() -> None:
     longest = [max(LENGTHS[item] for item in window[0]) for window in plan(0)]
-    ascending = sum(a <= b for a, b in zip(longest, longest[1:], strict=False)) / (len(longest) - 1)
+    ascending = sum(a <= b for a, b in itertools.pairwise(longest)) / (len(longest) - 1)
     assert 0.35 < ascending < 0.65
 
 

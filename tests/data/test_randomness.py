@@ -52,9 +52,9 @@ def test_reseed_sets_the_masks_of_dropout(device: str) -> None:
 
 def test_no_other_generator_is_touched() -> None:
     random.seed(3)
-    np.random.seed(3)  # noqa: NPY002 - the state that must not be touched
-    states = random.getstate(), np.random.get_state()[1].copy()  # type: ignore[index,union-attr] # noqa: NPY002
+    np.random.seed(3)  # the state that must not be touched
+    states = random.getstate(), np.random.get_state()[1].copy()  # type: ignore[index,union-attr]
     reseed(1, "dropout", 0)
     generator(1, "plan", 0).random(10)
     assert random.getstate() == states[0]
-    assert np.array_equal(np.random.get_state()[1], states[1])  # type: ignore[index] # noqa: NPY002
+    assert np.array_equal(np.random.get_state()[1], states[1])  # type: ignore[index]

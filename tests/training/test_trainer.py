@@ -177,7 +177,7 @@ def test_adamw_and_sgd_learn(tmp_path: Path, optimizer: dict[str, Any]) -> None:
 def run(folder: Path, seed: int = 1, evaluate: Callable[[Model], Mapping[str, Any]] = tiny.nothing_to_evaluate) -> str:
     model = bilstm(0.3, unknown_rate=0.2)
     tiny.trainer(model, folder, epochs=3, seed=seed, accumulation=2, evaluate=evaluate).fit()
-    return tensors_sha256({name: p for name, p in model.named_parameters()})
+    return tensors_sha256(dict(model.named_parameters()))
 
 
 def test_same_seed_same_bits(tmp_path: Path) -> None:
