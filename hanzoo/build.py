@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -68,11 +69,12 @@ def train(
         recipe = load_recipe(recipe, overrides)
     folder = Path(run) if run is not None else Path("runs") / recipe.name
     _check_run(folder, recipe, resume)
-    if resume and (folder / "results.json").is_file():
+    finished = _finished(folder)
+    if finished is not None:
         say(f"{folder}: is finished already")
-        finished: dict[str, Any] = read_json(folder / "results.json")
         return finished
     device = choose_device(recipe.train.device)
+    code = commit()  # now: the files may change while it trains
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = (  # type: ignore[attr-defined]
         False  # nothing reads such memory; filling it costs a tenth of a step
@@ -118,7 +120,7 @@ def train(
         "recipe": recipe.name,
         "model": recipe.model_name,
         "command": command,
-        "commit": commit(),
+        "commit": code,
         "seed": recipe.train.seed,
         "data": describe_data(data),
         "inputs": dict(model.inputs),
@@ -159,13 +161,37 @@ def train_seeds(
         folder = run / f"seed-{seed}"
         going_on = resume and folder.exists()
         runs[str(seed)] = train(recipe.with_seed(seed), run=folder, resume=going_on, command=command, say=say)
-    results = {"recipe": recipe.name, "seeds": list(seeds), "runs": runs}
+    for path in seed_folders(run):  # seeds of earlier calls stay part of the run
+        earlier = _finished(path)
+        if earlier is not None:
+            runs.setdefault(str(earlier["seed"]), earlier)
+    results = {"recipe": recipe.name, "seeds": [int(seed) for seed in runs], "runs": runs}
     write_file(run / "results.json", json.dumps(results, ensure_ascii=False, indent=1) + "\n")
-    learning_curve([read_metrics(run / f"seed-{seed}") for seed in seeds], run / "curve.svg", title=recipe.name)
+    learning_curve(
+        [read_metrics(run / f"seed-{seed}") for seed in seeds],
+        run / "curve.svg",
+        title=recipe.name,
+        names=[f"seed {seed}" for seed in seeds],
+    )
     return results
 
 
+def _finished(folder: Path) -> dict[str, Any] | None:
+    """What a finished run left; None where it has not finished, or its results.json is damaged: then it is made again."""
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return results if isinstance(results, dict) and "splits" in results else None
+
+
 def _check_run(folder: Path, recipe: Recipe, resume: bool) -> None:
+    if folder.name in ("", ".."):
+        raise RunError(
+            f"{folder}: a run directory must have a name of its own, but has none. Name it: --run runs/NAME."
+        )
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder}: a run directory must be a directory, but is a file. Name another by --run.")
     recover(folder)
     recover(folder / "model")
     if not folder.exists() or not any(folder.iterdir()):
@@ -185,9 +211,19 @@ def _check_run(folder: Path, recipe: Recipe, resume: bool) -> None:
         )
 
 
+MAY_DIFFER = (
+    "train.device",
+    "train.threads",
+    "train.log_every",
+    "train.save_every",
+)  # the first two are said, by `identity`
+
+
 def _differences(saved: Mapping[str, Any], given: Mapping[str, Any], where: str = "") -> list[str]:
-    found = []
+    found: list[str] = []
     for key in sorted({*saved, *given}):
+        if f"{where}{key}" in MAY_DIFFER:
+            continue
         old, new = saved.get(key), given.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             found.extend(_differences(old, new, f"{where}{key}."))
@@ -197,18 +233,24 @@ def _differences(saved: Mapping[str, Any], given: Mapping[str, Any], where: str 
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name; auto takes CUDA, then MPS, then the CPU. Raises RunError where it is not there."""
+    """The device of a name: auto takes CUDA where it is there, else the CPU.
+
+    Raises:
+        RunError: it is not there, or is MPS: that has no float64, which the CRF and the sums of a training are kept in.
+    """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    kind = name.partition(":")[0]
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if kind not in there:
-        raise RunError(f"train.device: must be auto, cpu, cuda or mps, but is {name!r}.")
-    if not there[kind]:
-        raise RunError(f"train.device: {name!r} must be there, but this torch finds none. Use --device cpu.")
-    if kind == "cuda":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise RunError(f"train.device: must be auto, cpu, cuda or cuda:N, but is {name!r}. Use --device cpu.")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise RunError(f"train.device: {name!r} must be there, but this torch finds none. Use --device cpu.")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
-    return torch.device(name)
+    return device
 
 
 def dev_evaluation(model: Tagger, data: TaggingData) -> Callable[[Model], dict[str, Any]]:
@@ -253,7 +295,7 @@ class RunReport:
         documents: with their gold.
         predicted: a seed: the spans found in each document.
         figures: a seed: what `figures_of` gives.
-        data: the run's data.
+        data: the run's data; None where a file was evaluated and the run's data is not there any more.
         results: a seed: what training left in results.json.
     """
 
@@ -262,12 +304,12 @@ class RunReport:
     documents: Sequence[Document]
     predicted: Sequence[Sequence[Sequence[Span]]]
     figures: Sequence[Mapping[str, Any]]
-    data: TaggingData
+    data: TaggingData | None
     results: Sequence[Mapping[str, Any]]
 
     def error_report(self) -> ErrorReport:
         """What is wrong with the (first seed's) predictions."""
-        return error_report(self.documents, self.predicted[0], mentions_in(self.data.train))
+        return error_report(self.documents, self.predicted[0], mentions_in(self.data.train) if self.data else None)
 
     def per_label(self) -> list[dict[str, Any]]:
         """For each label its figures: one value, or one a seed."""
@@ -319,8 +361,11 @@ def evaluate_run(
     """
     folder = Path(run)
     seeds = seed_folders(folder) or [folder]
-    data = load_data(read_recipe(seeds[0]))
+    recipe = read_recipe(seeds[0])
+    data: TaggingData | None = None
     if file is not None:
+        with contextlib.suppress(DataError):  # without it only what compares with train is left out
+            data = load_data(recipe)
         documents: Sequence[Document]
         documents, reading = read_documents(file, format)
         if reading.unlabelled:
@@ -330,6 +375,7 @@ def evaluate_run(
             )
         name = str(file)
     else:
+        data = load_data(recipe)
         name = split or ("test" if data.test else "dev")
         documents = data.split(name)
     predicted, figures = [], []
@@ -371,6 +417,12 @@ def record_figure(report: RunReport, path: Path, variant: str) -> None:
             f"{report.folder}: all seeds must have finished, but {count - len(report.results)} have no results.json."
         )
     first = report.results[0]
+    if report.data is None or dict(report.data.hashes) != first["data"]["sha256"]:
+        raise RunError(f"{report.folder}: the data must be what the run was trained on, but differs. Restore it.")
+    if first["data"]["name"].endswith("-unofficial"):
+        raise RunError(
+            f"{report.folder}: a figure must be of official data, but {first['data']['name']} is not. Get the official files."
+        )
     names = ("f1", "precision", "recall", "macro_f1", "official_macro_f1")
     known = [name for name in names if name in report.figures[0]]
     record = {
@@ -423,12 +475,14 @@ def predict_spans(model: Tagger, documents: Sequence[Document]) -> tuple[list[li
 
 
 def figures_of(
-    documents: Sequence[Document], predicted: Sequence[Sequence[Span]], data: TaggingData, legal: float | None
+    documents: Sequence[Document], predicted: Sequence[Sequence[Span]], data: TaggingData | None, legal: float | None
 ) -> dict[str, Any]:
     """Figures of predictions: micro, macro, per label, interval, legality, subsets; CLUENER's official macro where it applies."""
     gold = [document.spans for document in documents]
     low, high = bootstrap_interval(gold, predicted, seed=0)
     figures = score_entities(gold, predicted).to_json() | {"f1_interval": [low, high], "legal": legal}
+    if data is None:
+        return figures | {"subsets": {}}
     if has_official_counting(data):
         figures["official_macro_f1"] = official(documents, predicted)
     return figures | {"subsets": _subsets(documents, gold, predicted, data)}
@@ -536,7 +590,8 @@ def seed_folders(folder: Path) -> list[Path]:
     """The runs inside a run directory of several seeds, by seed; empty for a single run."""
     if (folder / "recipe.yaml").is_file():
         return []
-    return sorted(folder.glob("seed-*"), key=lambda path: int(path.name.removeprefix("seed-")))
+    numbers = {path: path.name.removeprefix("seed-") for path in folder.glob("seed-*")}
+    return sorted((path for path, number in numbers.items() if number.isdecimal()), key=lambda path: int(numbers[path]))
 
 
 def read_recipe(folder: Path) -> Recipe:
@@ -565,12 +620,15 @@ def read_json(path: Path) -> Any:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run's metrics.jsonl."""
+    """The records of a run's metrics.jsonl; a line that is damaged only lacks in the curve."""
     path = folder / "metrics.jsonl"
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: must be JSON lines, but cannot be read ({error}).") from error
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return [record for record in records if isinstance(record, dict)]
 
 
 def write_report(folder: Path, recipe: Recipe, results: Mapping[str, Any]) -> None:

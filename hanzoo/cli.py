@@ -20,7 +20,7 @@ from hanzoo import __version__, build
 from hanzoo.data.document import Entity
 from hanzoo.data.html_page import HTMLPage
 from hanzoo.data.text_streams import Row, open_writer, read_rows
-from hanzoo.errors import HanzooError, RunError
+from hanzoo.errors import DataError, HanzooError, RunError
 from hanzoo.evaluation.report import results_table
 from hanzoo.models.model import Tagger, in_chunks
 from hanzoo.recipe import bundled_recipes, load_recipe
@@ -165,6 +165,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         build.write_cluener_submission(arguments.runs[0], arguments.submission)
         say(f"{arguments.submission}: written")
     if arguments.record:
+        if arguments.file:
+            raise RunError("--record: a figure must be of the run's own data, but --file names another. Leave one out.")
         build.record_figure(details[0], arguments.record, arguments.variant)
         say(f"{arguments.record}: written")
     if arguments.json:
@@ -207,6 +209,8 @@ def _predict(arguments: argparse.Namespace) -> int:
     with ExitStack() as open_files:
         rows = open_files.enter_context(read_rows(arguments.file, text_column=arguments.text_column))
         writer = open_files.enter_context(open_writer(arguments.output, rows))
+        if arguments.html:
+            _refuse_same(arguments.html, arguments.file, arguments.output)
         title = "standard input" if arguments.file == "-" else str(arguments.file)
         page = open_files.enter_context(HTMLPage(arguments.html, title=title)) if arguments.html else None
         for row, entities in _tagged(model, rows):
@@ -217,6 +221,12 @@ def _predict(arguments: argparse.Namespace) -> int:
     if refused:
         say(f"{refused} of the texts could not be read: see the field `error` of each")
     return 1 if refused else 0
+
+
+def _refuse_same(page: Path, *others: str | None) -> None:
+    for other in others:
+        if other not in (None, "-") and page.resolve() == Path(str(other)).resolve():
+            raise DataError(f"--html: the page must be another file than {other}, but is the same. Name another one.")
 
 
 def _tagged(model: Tagger, rows: Iterator[Row]) -> Iterator[tuple[Row, tuple[Entity, ...] | None]]:

@@ -65,6 +65,14 @@ class BiLSTMCRFConfig(Settings):
     tag_scheme: Literal["BIO", "BIOES"] = "BIOES"
 
 
+class BiLSTMCRFDescription(Settings):
+    """What hanzoo.json says of a saved model beyond its config."""
+
+    labels: list[str] = Field(min_length=1)
+    dimensions: list[int] = Field(min_length=2, max_length=2)
+    temperature: float = Field(gt=0.0)
+
+
 @dataclass(frozen=True, slots=True)
 class CharacterFeatures:
     """One text as rows of the vocabularies.
@@ -288,11 +296,12 @@ class BiLSTMCRF(Tagger):
 
     @classmethod
     def from_description(cls, config: BiLSTMCRFConfig, description: Mapping[str, Any], folder: Path) -> Self:
+        saved = BiLSTMCRFDescription.model_validate(dict(description))
         return cls(
             config,
-            TagSet(tuple(description["labels"]), config.tag_scheme),
+            TagSet(tuple(saved.labels), config.tag_scheme),
             Vocabulary.load(folder / "characters.json"),
             Vocabulary.load(folder / "bigrams.json") if config.use_bigrams else None,
-            (int(description["dimensions"][0]), int(description["dimensions"][1])),
-            float(description["temperature"]),
+            (saved.dimensions[0], saved.dimensions[1]),
+            saved.temperature,
         )

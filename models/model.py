@@ -42,7 +42,7 @@ Draw = Callable[[int], np.random.Generator]  # one generator an item: collate as
 class Settings(BaseModel):
     """A section of a recipe: unknown keys and wrong types are errors, nothing is converted in silence."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Features(Protocol):
@@ -312,15 +312,17 @@ class Tagger(Model):
     @torch.inference_mode()
     def count_illegal(self, features: Sequence[Any]) -> list[int] | None:
         """For each text the illegal places in its decoded tag sequence; None for a model without tags."""
+        was_training = self.training
+        self.eval()
         counts = [0] * len(features)
+        found: list[int] | None = None
         for indices in self.batches_by_length([item.length for item in features]):
             batch = self.collate([features[i] for i in indices]).to(self.device)
             found = self.illegal_tags(self(batch), batch)
-            if found is None:
-                return None
-            for index, count in zip(indices, found, strict=True):
+            for index, count in zip(indices, found or (), strict=found is not None):
                 counts[index] = count
-        return counts
+        self.train(was_training)
+        return None if found is None else counts
 
     def batches_by_length(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Indices of non-empty texts, longest first, in batches of at most POSITIONS_A_BATCH padded characters."""

@@ -170,6 +170,25 @@ def test_batched_equals_one_by_one_in_any_order(tagger: Tagger) -> None:
         assert_same(alone[0], alone[2])
 
 
+def test_each_confidence_belongs_to_its_own_entity(tagger: Tagger) -> None:
+    texts = [TEXTS["mixed English"], TEXTS["right to left"], "", SAYING, "叶林在中国腾讯石油老"]
+    spread = 0.0
+    for text, tagged in zip(texts, tagger.predict(texts), strict=True):
+        if not tagged.entities:
+            continue
+        batch = tagger.collate([tagger.featurize(Document(text))])
+        with torch.inference_mode():
+            output = tagger(batch)
+            alone = [
+                tagger.confidences(output, batch, [[entity.span]], tagger.temperature)[0][0]
+                for entity in tagged.entities
+            ]
+        given = [entity.confidence for entity in tagged.entities]
+        np.testing.assert_allclose(np.array(given, float), np.array(alone), rtol=0, atol=1e-5)
+        spread = max(spread, max(alone) - min(alone))
+    assert spread > 1e-3  # else they could be exchanged unnoticed
+
+
 def test_batches_hold_no_more_than_they_may(tagger: Tagger) -> None:
     lengths = [3, 0, 70_000, 5, 16_384, 8, 8_192, 8_192, 1]
     batches = list(tagger.batches_by_length(lengths))
@@ -190,16 +209,16 @@ def test_a_stream_is_read_lazily_and_let_go(tagger: Tagger, monkeypatch: pytest.
     alive: weakref.WeakSet[Text] = weakref.WeakSet()
     read = 0
 
-    def endless() -> Iterator[str]:
+    def many() -> Iterator[str]:
         nonlocal read
-        for number in itertools.count():
+        for number in range(2_000):  # as good as endless, and an eager reader still ends
             text = Text(f"{number}叶老桂到了")
             alive.add(text)
             read += 1
             yield text
             del text
 
-    stream = tagger.predict_stream(endless())
+    stream = tagger.predict_stream(many())
     assert read == 0
     for number, tagged in enumerate(itertools.islice(stream, 100)):
         assert tagged.text == f"{number}叶老桂到了"

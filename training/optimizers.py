@@ -21,7 +21,8 @@ class OptimizerSettings(Settings):
         learning_rate: at the peak of the schedule.
         embedding_factor: the embedding tables' rate as a share of it. Low values keep the pretrained vectors of train's
             words near those of the words that train does not hold.
-        weight_decay: decoupled; not for biases, normalisation, embedding tables and CRF scores.
+        weight_decay: decoupled in adamw, added to the gradient in sgd; not for biases, normalisation, embedding tables and
+            CRF scores.
         momentum: of sgd.
         beta2: second-moment decay of adamw.
     """

@@ -54,7 +54,7 @@ class TrainSettings(Settings):
         patience: epochs without a better dev figure after which training stops; 0 = never.
         precision: float32, or bfloat16 autocast (weights, gradients, optimizer and the CRF stay float32).
         seed: of everything random.
-        device: auto takes CUDA, then MPS, then the CPU.
+        device: auto takes CUDA where it is there, else the CPU.
         threads: of torch on the CPU; 0 leaves its choice. Part of what exact resume needs.
         log_every: steps between two records of the training loss.
         save_every: steps between two saved states; 0 = after each epoch only.
@@ -71,7 +71,7 @@ class TrainSettings(Settings):
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = Field(default=1, ge=0)
     device: str = "auto"
-    threads: int = Field(default=0, ge=0)
+    threads: int = Field(default=0, ge=0, le=1024)
     log_every: int = Field(default=50, ge=1)
     save_every: int = Field(default=0, ge=0)
     optimizer: OptimizerSettings = OptimizerSettings()
@@ -206,11 +206,15 @@ class Trainer:
                     if end_of_epoch:
                         self._evaluate(epoch + 1)
                     save_every = self.settings.save_every
-                    if end_of_epoch or self._signal or (save_every and self.progress.step % save_every == 0):
+                    signal_number = (
+                        self._signal
+                    )  # read once: it may come at any moment, also between saving and stopping
+                    if end_of_epoch or signal_number or (save_every and self.progress.step % save_every == 0):
                         self._save()
-                    if self._signal:
-                        raise Interrupted(self._signal)
+                    if signal_number:
+                        raise Interrupted(signal_number)
         self.model.load_state_dict(self.best_weights, strict=False)
+        self.model.eval()
         return self.progress
 
     def _step(self, epoch: int, items: list[list[int]]) -> None:
@@ -289,10 +293,13 @@ class Trainer:
         self.progress.nonfinite += 1
         self.reporter.say(f"step {self.progress.step}: the gradient is not finite; the step is left out")
         if self.progress.nonfinite > MAX_NONFINITE:
-            raise RunError(
-                f"{self.folder}: the gradient must be finite, but was not in {self.progress.nonfinite} steps. "
-                "The training has diverged: lower train.optimizer.learning_rate or set train.clip."
-            )
+            raise self._diverged("the gradient must be finite")
+
+    def _diverged(self, what: str) -> RunError:
+        return RunError(
+            f"{self.folder}: {what}, but the training has diverged ({self.progress.nonfinite} of {self.progress.step} steps had "
+            "a gradient that is not finite). Lower train.optimizer.learning_rate or set train.clip."
+        )
 
     # Figures.
 
@@ -323,6 +330,9 @@ class Trainer:
         self._log_started += time.monotonic() - started  # not training time
 
     def _judge(self, epoch: int) -> None:
+        finite = all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
+        if not finite or self.progress.nonfinite >= self.progress.step:
+            raise self._diverged("the weights must be finite" if not finite else "a step must change the weights")
         figures = dict(self.evaluate(self.model))
         value = float(figures[self.metric])
         better = self.progress.best is None or value > self.progress.best
@@ -398,8 +408,7 @@ class Trainer:
         parameters = dict(self.model.named_parameters())
         for name, tensor in groups["optimizer"].items():
             parameter, _, slot = name.rpartition("/")
-            place = torch.device("cpu") if slot == "step" and self.model.device.type == "cpu" else self.model.device
-            self.optimizer.state[parameters[parameter]][slot] = tensor.to(place)
+            self.optimizer.state[parameters[parameter]][slot] = tensor.to(self.model.device)
         length = 0
         if metrics.exists():
             with metrics.open("r+b") as file:

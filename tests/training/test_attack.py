@@ -268,13 +268,14 @@ def test_dropout_is_the_same_in_all_passes(tmp_path: Path, trick: str) -> None:
 def test_attacks_raise_the_loss(tmp_path: Path, trick: str, target: str) -> None:
     model = bilstm(dropout_embedding=0.2, dropout_hidden=0.2, hidden=16)
     tricks = {trick: {"epsilon": 0.3 if target == "activations" else 1.0, "target": target}}
-    tiny.trainer(model, tmp_path, tricks=tricks, epochs=10, optimizer={"learning_rate": 0.01}).fit()
+    tiny.trainer(model, tmp_path, tricks=tricks, epochs=10, optimizer={"learning_rate": 0.03}).fit()
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [record["losses"] for record in records if "losses" in record]
     assert len(losses) == 30
     higher = [each["adversarial crf"] > each["crf"] for each in losses]
     assert sum(higher) >= 0.9 * len(higher)
-    assert losses[-1]["crf"] < losses[0]["crf"] / 2
+    epochs = [sum(each["crf"] for each in losses[at : at + 3]) for at in range(0, 30, 3)]
+    assert epochs[-1] < epochs[0] / 2  # it learns all the same
 
 
 # Tables come back.
@@ -333,12 +334,16 @@ def test_hooks_are_gone_after_an_exception() -> None:
 
 
 def test_moved_tables_restore_what_was_changed_inside() -> None:
-    table = torch.nn.Parameter(torch.randn(5, 3))
+    draw = torch.Generator().manual_seed(1)
+    table = torch.nn.Parameter(torch.randn(5, 3, generator=draw))
     before = table.detach().clone()
+    gradient = torch.randn(5, 3, generator=draw)
+    move = gradient * (0.1 / gradient.norm())
+    assert not torch.equal((before + move) - move, before)  # subtracting what was added would give other bits
 
     def cut() -> None:
         with MovedTables([table]) as moved:
-            moved.ascend([torch.ones(5, 3)], 0.1, 1.0)
+            moved.ascend([gradient], 0.1, 1.0)
             assert not torch.equal(table, before)
             raise KeyboardInterrupt
 
@@ -372,6 +377,21 @@ def test_samples_without_a_finite_gradient_stay_where_they_are() -> None:
     norms = torch.stack([delta.square().sum((1, 2)) for delta in moves.deltas.values()]).sum(0).sqrt()
     assert norms[:3].tolist() == [0.0, 0.0, 0.0]
     assert torch.allclose(norms[3:], torch.full((len(norms) - 3,), 0.4))
+
+
+def test_padding_is_not_moved_even_where_the_loss_reads_it() -> None:
+    embedding = torch.nn.Embedding(9, 3)
+    samples = torch.tensor([[0, 0, -1, -1], [1, 1, 1, 1]])
+    weights = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(1))
+    with Perturbation({"words": AttackPoint(embedding, samples)}) as moves:
+        (embedding(torch.ones(2, 4, dtype=torch.int64)) * weights).sum().backward()
+        assert moves.deltas["words"].grad is not None
+        assert moves.deltas["words"].grad[0, 2:].all()
+        moves.ascend(0.4, 1.0)
+    (delta,) = moves.deltas.values()
+    assert not delta[0, 2:].any()
+    expected = reference.fgm(lambda m: (m[0] * weights[0, :2]).sum(), [torch.zeros(2, 3)], 0.4)[0]
+    assert torch.allclose(delta[0, :2].double(), expected, atol=1e-6)  # nor does padding count in the norm
 
 
 def test_two_attacks_are_refused_by_name() -> None:
