@@ -114,7 +114,7 @@ def kill_at(process: subprocess.Popen[str], run: Path, step: int, wait: float) -
         if process.poll() is not None or time.monotonic() > deadline:
             _, errors = process.communicate()
             raise RuntimeError(f"train.py ended with {process.returncode} before step {step}:\n{errors}")
-        time.sleep(0.002)
+        time.sleep(0.005)
     time.sleep(wait)
     process.send_signal(signal.SIGKILL)
     process.communicate()

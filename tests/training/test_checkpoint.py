@@ -116,7 +116,7 @@ def test_all_damaged_is_an_error_that_names_them(states: Path) -> None:
         read_state(states, pytest.fail)
 
 
-# Kills. `Killed` is no Exception: like a real kill it passes every handler but `finally`.
+# Kills. A process that was killed tidies nothing up: from then on every call that changes a folder fails.
 
 
 class Killed(BaseException):
@@ -125,16 +125,16 @@ class Killed(BaseException):
 
 @contextmanager
 def killed_at(point: int, patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Kill before the call with this number of those that change folders; gives the names of the calls made."""
+    """Kill before the call with this number of those that change folders; gives the names of the calls tried."""
     calls: list[str] = []
 
     def counted(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
             calls.append(name)
-            if len(calls) - 1 == point:
-                if name == "rmtree" and Path(arguments[0]).is_dir():  # cut in the middle
-                    for path in sorted(Path(arguments[0]).rglob("*"))[:1]:
-                        path.unlink()
+            if len(calls) - 1 == point and name == "rmtree" and Path(arguments[0]).is_dir():  # cut in the middle
+                for path in sorted(Path(arguments[0]).rglob("*"))[:1]:
+                    path.unlink()
+            if len(calls) - 1 >= point:
                 raise Killed
             return plain(*arguments, **named)
 

@@ -269,10 +269,33 @@ def test_a_step_that_is_not_finite_is_left_out(tmp_path: Path, capsys: pytest.Ca
 
 def test_a_training_that_diverges_stops(tmp_path: Path) -> None:
     model = tiny.toy()
-    model.loss_factors = dict.fromkeys(range(99), math.inf)
+    model.loss_factors = dict.fromkeys(range(1, 99), math.inf)
     with pytest.raises(RunError, match=r"diverged.*learning_rate"):
         tiny.trainer(model, tmp_path, epochs=20).fit()
-    assert len(model.seen) == MAX_NONFINITE + 1
+    assert len(model.seen) == 1 + MAX_NONFINITE + 1
+
+
+def test_an_epoch_in_which_nothing_moved_is_not_judged(tmp_path: Path) -> None:
+    model = tiny.toy()
+    model.loss_factors = dict.fromkeys(range(99), math.nan)
+    with pytest.raises(RunError, match=r"diverged.*3 of 3 steps"):
+        tiny.trainer(model, tmp_path, epochs=20).fit()
+    assert len(model.seen) == 3
+    assert not (tmp_path / "model").exists()
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    model = tiny.toy()
+
+    def overflow() -> None:
+        with torch.no_grad():
+            model.output.bias.fill_(math.inf)
+
+    model.after_step = overflow  # type: ignore[method-assign]
+    with pytest.raises(RunError, match=r"weights must be finite.*diverged"):
+        tiny.trainer(model, tmp_path, epochs=20, batch_size=12).fit()
+    assert not (tmp_path / "model").exists()
+    assert not (tmp_path / "state").exists()
 
 
 # What is said and written.
