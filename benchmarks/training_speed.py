@@ -107,7 +107,10 @@ def learnt_rows(model: BiLSTMCRF, features: Sequence[Any]) -> list[Any]:
     assert model.bigrams is not None
     tables = {"characters": model.characters.num_trained, "bigrams": model.bigrams.num_trained}
     return [
-        replace(item, **{name: np.where(getattr(item, name) < rows, getattr(item, name), 1) for name, rows in tables.items()})
+        replace(
+            item,
+            **{name: np.where(getattr(item, name) < rows, getattr(item, name), 1) for name, rows in tables.items()},
+        )
         for item in features
     ]
 
