@@ -96,6 +96,8 @@ def train(
         say(note)
     assert isinstance(model, Tagger)
     features = [model.featurize(document) for document in data.train if document.text]
+    if len(features) < len(data.train):
+        say(f"{len(data.train) - len(features)} texts of train are empty: they are left out")
     if not (folder / "recipe.yaml").is_file():
         write_folder(folder, lambda target: write_file(target / "recipe.yaml", recipe.to_yaml()))
     trainer = Trainer(
@@ -513,7 +515,7 @@ def _subsets(
 
 
 def has_official_counting(data: TaggingData) -> bool:
-    """Whether CLUENER's official counting applies: its ten types."""
+    """Whether CLUENER's official counting applies: data with its ten types (the data's own name says whether it is CLUENER)."""
     return set(data.labels) == set(LABELS)
 
 
@@ -529,21 +531,25 @@ def calibrate(model: Tagger, documents: Sequence[Document]) -> dict[str, Any]:
     """
     halves = [documents[0::2], documents[1::2]]
 
-    def judged(half: Sequence[Document], temperature: float) -> tuple[np.ndarray, np.ndarray]:
+    features = [[model.featurize(document) for document in half] for half in halves]
+
+    def judged(half: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
         model.temperature = temperature
-        rows = model.tag([model.featurize(document) for document in half], with_confidence=True)
-        pairs = [(score, span in set(d.spans)) for d, row in zip(half, rows, strict=True) for span, score in row]
+        rows = model.tag(features[half], with_confidence=True)
+        pairs = [
+            (score, span in set(d.spans)) for d, row in zip(halves[half], rows, strict=True) for span, score in row
+        ]
         return np.array([score for score, _ in pairs], dtype=np.float64), np.array(
             [right for _, right in pairs], dtype=bool
         )
 
     facts: dict[str, Any] = {"sentences_fitted": len(halves[0]), "sentences_measured": len(halves[1])}
-    before, right = judged(halves[1], 1.0)
-    if not len(before) or not len(judged(halves[0], 1.0)[0]):
+    before, right = judged(1, 1.0)
+    if not len(before) or not len(judged(0, 1.0)[0]):
         model.temperature = 1.0
         return facts | {"temperature": 1.0, "note": "no entity was predicted in one half of dev: nothing to fit"}
-    temperature = fit_temperature(lambda value: log_loss(*judged(halves[0], value)))
-    after, _ = judged(halves[1], temperature)
+    temperature = fit_temperature(lambda value: log_loss(*judged(0, value)))
+    after, _ = judged(1, temperature)
     model.temperature = temperature
     return facts | {
         "temperature": temperature,

@@ -50,6 +50,13 @@ def _run(command: Callable[[argparse.Namespace], int], arguments: argparse.Names
     except KeyboardInterrupt:
         say("stopped")
         return 130
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        say(
+            f"memory: there must be room for the model and a batch, but: {str(error).splitlines()[0]}. Make either smaller."
+        )
+        return USAGE
     except OSError as error:  # a folder that may not be read, a file where a folder must be
         say(f"{error.filename or 'input or output'}: must be usable, but: {error.strerror or error}. Check the path.")
         return USAGE
@@ -72,7 +79,7 @@ def train(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, help="run directory (default: runs/<recipe>)")
     parser.add_argument("--resume", action="store_true", help="go on with the run that is there, to the same bits")
     parser.add_argument("--seeds", type=_seeds, help="train one run a seed, e.g. 1,2,3")
-    parser.add_argument("--device", help="auto, cpu, cuda or mps")
+    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--list", action="store_true", help="list the bundled recipes")
     arguments = parser.parse_intermixed_args(argv)
     if arguments.list:
@@ -197,7 +204,7 @@ def predict(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", help="where to write; default: JSON lines to standard output")
     parser.add_argument("--html", type=Path, help="also write a page that shows the entities in the texts")
     parser.add_argument("--text-column", default="text", help="the column (or JSON key) that holds the text")
-    parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or mps")
+    parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N")
     return _run(_predict, parser.parse_args(argv))
 
 

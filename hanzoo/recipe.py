@@ -239,7 +239,7 @@ def check_recipe(values: Mapping[str, Any], *, name: str, place: str) -> Recipe:
             mistakes.append(f"{key} is not a section.{nearest(str(key), SECTIONS)} Known: {', '.join(SECTIONS)}.")
     sections: dict[str, dict[str, Any]] = {}
     for key in SECTIONS:
-        section = values.get(key) or {}
+        section = {} if values.get(key) is None else values[key]
         if not isinstance(section, dict):
             mistakes.append(f"{key} must be a section, but is {section!r}.")
             section = {}

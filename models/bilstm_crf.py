@@ -25,13 +25,11 @@ from hanzoo.data.catalogue import TaggingData
 from hanzoo.data.document import Document, Span
 from hanzoo.data.schemes import TagSet, flatten
 from hanzoo.data.vectors import load_vectors
-from hanzoo.data.vocabulary import Vocabulary, bigrams, build_vocabulary, characters
+from hanzoo.data.vocabulary import UNKNOWN, Vocabulary, bigrams, build_vocabulary, characters
 from hanzoo.models.layers.crf import CRF
 from hanzoo.models.layers.embedding import VocabularyEmbedding
 from hanzoo.models.layers.lstm import BiLSTM, variational_dropout
 from hanzoo.models.model import AttackPoint, Draw, Settings, Tagger
-
-UNKNOWN = 1  # row of the vocabulary
 
 
 class BiLSTMCRFConfig(Settings):

@@ -175,7 +175,7 @@ class Model(nn.Module, ABC):
             model = cls.from_description(config, content["description"], folder)
         except RunError:
             raise
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError, MemoryError) as error:
             message = (
                 f"{folder / DESCRIPTION_FILE}: the description must fit the model {content['model']!r}, but does not"
             )
@@ -208,7 +208,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path}: the file must be there, but is missing. Copy the whole folder, or train again."
         ) from None
     except (SafetensorError, OSError) as error:
-        start = path.read_bytes()[:2] if path.is_file() else b""
+        start = b""
+        if path.is_file():
+            with path.open("rb") as file:
+                start = file.read(2)
         pickled = start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # zip, or protocol 2 to 5
         cause = "is a pickle, which could run code and is never loaded" if pickled else f"cannot be read ({error})"
         raise RunError(
@@ -387,5 +390,5 @@ class Tagger(Model):
 
 __all__ = [
     "AttackPoint", "Batch", "Draw", "Features", "Model", "Settings", "Tagger",
-    "load_model", "model_class", "model_names", "read_description", "read_tensors",
+    "in_chunks", "load_model", "model_class", "model_names", "read_description", "read_tensors",
 ]  # fmt: skip

@@ -155,6 +155,8 @@ def read_state(states: Path, warn: Callable[[str], None]) -> tuple[dict[str, Ten
 def _problem(folder: Path) -> str | None:
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        if set(files) != {"tensors.safetensors", "state.json"}:
+            return f"{folder / MANIFEST}: names other files than a state has"
         for name, facts in files.items():
             path = folder / name
             if path.stat().st_size != facts["bytes"] or sha256(path) != facts["sha256"]:

@@ -59,6 +59,7 @@ class Reporter:
         """Report the figures of the last `log_every` steps, `step` of them all being done."""
         if self._first is None:
             self._first = step
+            self._started = time.monotonic()  # from here on: the first period compiles
         if self._bar:
             facts = f"epoch {epoch} loss {loss:.4f} rate {rate:.2e} {units_per_second:.0f}/s {peak_gigabytes():.1f} GB"
             self._bar.update(self._task, completed=step, facts=facts)

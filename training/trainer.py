@@ -18,6 +18,7 @@ never saved; it is done again in full.
 from __future__ import annotations
 
 import json
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -121,6 +122,13 @@ class Progress:
     losses: dict[str, float] = field(default_factory=dict)
     units: dict[str, int] = field(default_factory=dict)
     metrics_bytes: int = 0
+
+
+def _finite(value: Any) -> Any:
+    """The same JSON value with null for numbers that JSON has no form for."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 MAX_NONFINITE = 20  # steps in all: more means that the training has diverged
@@ -348,7 +356,7 @@ class Trainer:
             self.progress.waited += 1
 
     def _record(self, record: Mapping[str, Any]) -> None:
-        line = json.dumps(record, ensure_ascii=False) + "\n"
+        line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
         path = self.folder / "metrics.jsonl"
         try:
             with path.open("ab") as file:
