@@ -434,7 +434,8 @@ def record_figure(report: RunReport, path: Path, variant: str) -> None:
         "data": first["data"]["name"],
         "view": first["data"]["view"],
         "data_sha256": first["data"]["sha256"],
-        "split": report.split,
+        # where dev was cut from train, the official dev is what is reported on
+        "split": "dev" if (report.split, report.data.test_source) == ("test", "dev") else report.split,
         "selected_on": first["selected_on"],
         "seeds": [result["seed"] for result in report.results],
         "best_epochs": [result["best_epoch"] for result in report.results],
