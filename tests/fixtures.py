@@ -89,7 +89,7 @@ _trained: list[Path] = []
 
 
 def trained_run(factory: pytest.TempPathFactory) -> Path:
-    """The run directory of a model that has learnt the corpus. Trained once a session; tests must not change it."""
+    """The run directory of a model that has learnt the corpus. Trained once; tests must not change it."""
     if not _trained:
         folder = factory.mktemp("trained")
         recipe = write_recipe(folder / "tiny.yaml", recipe_of(write_corpus(folder / "corpus")))
