@@ -4,7 +4,7 @@ A confidence here is the probability that the tagger gives to an entity that it 
 this label); an entity is correct where gold holds it. Entities that were not predicted have no part.
 
 Source: Guo et al. 2017 (On Calibration of Modern Neural Networks), equation 3 (the error) and section 4.2 (the
-temperature); Brier 1950.
+temperature).
 Differs: the confidence is that of a predicted entity, not of the best of a fixed set of classes.
 Cost: linear in the number of entities; a fit asks for the loss about twenty times.
 """
@@ -105,23 +105,6 @@ def expected_calibration_error(confidence: npt.ArrayLike, correct: npt.ArrayLike
     rows = reliability(confidence, correct, bins)
     total = sum(row.count for row in rows)
     return sum(row.count * abs(row.accuracy - row.confidence) for row in rows) / max(total, 1)
-
-
-def brier_score(confidence: npt.ArrayLike, correct: npt.ArrayLike) -> float:
-    """Return the mean squared distance between confidence and truth (1 = correct, 0 = wrong).
-
-    Args:
-        confidence: (entities,) float in [0, 1].
-        correct: (entities,) bool.
-
-    Returns:
-        The score in [0, 1], lower is better; 0.0 where there are no entities.
-
-    Raises:
-        ValueError: shapes differ, or a confidence is no probability.
-    """
-    probability, right = _checked(confidence, correct)
-    return float(np.mean((probability - right) ** 2)) if probability.size else 0.0
 
 
 def log_loss(confidence: npt.ArrayLike, correct: npt.ArrayLike) -> float:

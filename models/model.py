@@ -248,21 +248,29 @@ def model_names() -> list[str]:
     )
 
 
+C = TypeVar("C")
+
+
+def only_class(module_name: str, base: type[C]) -> type[C]:
+    """The one subclass of `base` that a module defines. Raises TypeError where there is none, or more than one."""
+    module = importlib.import_module(module_name)
+    found = [
+        item
+        for item in vars(module).values()
+        if isinstance(item, type) and issubclass(item, base) and item.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise TypeError(f"{module_name} must define exactly one {base.__name__}, but defines {len(found)}")
+    return found[0]
+
+
 def model_class(name: str) -> type[Model]:
     """The model of the file `name`: the one `Model` that is defined in it."""
     if name not in model_names():
         raise RunError(
             f"model: name must be one of {', '.join(model_names())}, but is {name!r}.{nearest(name, model_names())}"
         )
-    module = importlib.import_module(f"hanzoo.models.{name}")
-    found = [
-        item
-        for item in vars(module).values()
-        if isinstance(item, type) and issubclass(item, Model) and item.__module__ == module.__name__
-    ]
-    if len(found) != 1:
-        raise TypeError(f"models/{name}.py must define exactly one Model, but defines {len(found)}")
-    return found[0]
+    return only_class(f"hanzoo.models.{name}", Model)  # type: ignore[type-abstract]  # looked up, not made
 
 
 def load_model(folder: Path) -> Model:
@@ -390,5 +398,5 @@ class Tagger(Model):
 
 __all__ = [
     "AttackPoint", "Batch", "Draw", "Features", "Model", "Settings", "Tagger",
-    "in_chunks", "load_model", "model_class", "model_names", "read_description", "read_tensors",
+    "in_chunks", "load_model", "model_class", "model_names", "only_class", "read_description", "read_tensors",
 ]  # fmt: skip

@@ -25,7 +25,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor
 
 from hanzoo.errors import RecipeError, nearest
-from hanzoo.models.model import Model, Settings
+from hanzoo.models.model import Model, Settings, only_class
 
 
 class Loss(NamedTuple):
@@ -117,15 +117,7 @@ def trick_class(name: str) -> type[Trick]:
         raise RecipeError(
             f"train.tricks: a trick must be one of {', '.join(known)}, but is {name!r}.{nearest(name, known)}"
         )
-    module = importlib.import_module(f"hanzoo.training.tricks.{name}")
-    found = [
-        item
-        for item in vars(module).values()
-        if isinstance(item, type) and issubclass(item, Trick) and item.__module__ == module.__name__
-    ]
-    if len(found) != 1:
-        raise TypeError(f"training/tricks/{name}.py must define exactly one Trick, but defines {len(found)}")
-    return found[0]
+    return only_class(f"hanzoo.training.tricks.{name}", Trick)
 
 
 def build_tricks(sections: Mapping[str, Settings]) -> list[Trick]:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from hanzoo.evaluation.calibration import (
-    brier_score,
     expected_calibration_error,
     fit_temperature,
     log_loss,
@@ -56,20 +55,15 @@ def test_bins_by_hand() -> None:
     assert expected_calibration_error([0.0, 0.5, 0.6, 1.0], [False, True, False, True], 2) == pytest.approx(0.275)
 
 
-def test_brier_and_log_loss_by_hand() -> None:
-    assert brier_score([0.8, 0.4], [True, False]) == pytest.approx((0.2**2 + 0.4**2) / 2)
+def test_log_loss_by_hand() -> None:
     assert log_loss([0.8, 0.4], [True, False]) == pytest.approx(-(math.log(0.8) + math.log(0.6)) / 2)
     assert log_loss([0.8, 0.4], [False, True]) > log_loss([0.8, 0.4], [True, False])
     assert log_loss(np.array([1.0], dtype=np.float32), [False]) == pytest.approx(-math.log(1e-7), rel=1e-6)
 
 
 def test_no_entities_is_zero() -> None:
-    assert expected_calibration_error([], []) == brier_score([], []) == log_loss([], []) == 0.0
+    assert expected_calibration_error([], []) == log_loss([], []) == 0.0
     assert [row.count for row in reliability([], [], 3)] == [0, 0, 0]
-
-
-def test_a_sum_a_little_above_one_is_one() -> None:
-    assert brier_score([1.000001], [True]) == 0.0
 
 
 @pytest.mark.parametrize("value", [1.1, -0.1, math.nan, math.inf])
@@ -80,7 +74,7 @@ def test_refuses_what_is_no_probability(value: float) -> None:
 
 def test_refuses_shapes_and_bins() -> None:
     with pytest.raises(ValueError, match=r"shapes \(2,\) and \(1,\)"):
-        brier_score([0.5, 0.5], [True])
+        log_loss([0.5, 0.5], [True])
     with pytest.raises(ValueError, match="bins must be at least 1, but is 0"):
         reliability([0.5], [True], bins=0)
 
