@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import hanzoo
+from hanzoo.data.batching import repeat_factors
 from hanzoo.data.catalogue import TaggingData, load_tagging_data, seen_in_train
 from hanzoo.data.document import Document, Span
 from hanzoo.data.randomness import reseed
@@ -30,6 +31,7 @@ from hanzoo.evaluation.tagging import bootstrap_interval, legal_rate, score_enti
 from hanzoo.models.model import Model, Tagger, load_model, model_class
 from hanzoo.recipe import Recipe, load_recipe
 from hanzoo.training.checkpoint import recover, tensors_sha256, write_file, write_folder
+from hanzoo.training.distributed import gather_objects, joined, local_device, merge, num_ranks, on_first, rank, share
 from hanzoo.training.progress import peak_gigabytes
 from hanzoo.training.trainer import Trainer
 from hanzoo.training.trick import build_tricks
@@ -68,12 +70,19 @@ def train(
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
     folder = Path(run) if run is not None else Path("runs") / recipe.name
-    _check_run(folder, recipe, resume)
-    finished = _finished(folder)
+    device = choose_device(recipe.train.device)
+    with joined(device.type):
+        return _train(recipe, folder, resume, device, command, say if rank() == 0 else lambda line: None)
+
+
+def _train(
+    recipe: Recipe, folder: Path, resume: bool, device: torch.device, command: str, say: Callable[[str], None]
+) -> dict[str, Any]:
+    on_first(lambda: _check_run(folder, recipe, resume))
+    finished = on_first(lambda: _finished(folder))
     if finished is not None:
         say(f"{folder}: is finished already")
         return finished
-    device = choose_device(recipe.train.device)
     code = commit()  # now: the files may change while it trains
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = (  # type: ignore[attr-defined]
@@ -98,8 +107,13 @@ def train(
     features = [model.featurize(document) for document in data.train if document.text]
     if len(features) < len(data.train):
         say(f"{len(data.train) - len(features)} texts of train are empty: they are left out")
-    if not (folder / "recipe.yaml").is_file():
-        write_folder(folder, lambda target: write_file(target / "recipe.yaml", recipe.to_yaml()))
+    if recipe.train.oversample:
+        labels = [[span.label for span in document.spans] for document in data.train if document.text]
+        repeats = repeat_factors(labels, recipe.train.oversample)
+        say(f"over-sampling: an epoch trains {sum(repeats):.0f} sentences instead of {len(repeats)}")
+    else:
+        repeats = None
+    on_first(lambda: _begin_run(folder, recipe))
     trainer = Trainer(
         model,
         features,
@@ -110,6 +124,7 @@ def train(
         folder,
         identity(data, model),
         resume,
+        repeats,
     )
     say(
         f"{recipe.name}: {len(features)} sentences, {sum(p.numel() for p in model.parameters()):,} weights, "
@@ -117,7 +132,7 @@ def train(
     )
     progress = trainer.fit()
     calibration = calibrate(model, data.dev) if recipe.evaluate.calibrate else None
-    write_folder(folder / "model", model.save)
+    on_first(lambda: write_folder(folder / "model", model.save))
     results: dict[str, Any] = {
         "recipe": recipe.name,
         "model": recipe.model_name,
@@ -142,11 +157,19 @@ def train(
     }
     if calibration is not None:
         results["calibration"] = calibration
-    write_report(folder, recipe, results)
-    write_file(
-        folder / "results.json", json.dumps(results, ensure_ascii=False, indent=1) + "\n"
-    )  # last: it says "finished"
-    return results
+
+    def finish() -> dict[str, Any]:
+        write_report(folder, recipe, results)
+        # last: it says "finished"
+        write_file(folder / "results.json", json.dumps(results, ensure_ascii=False, indent=1) + "\n")
+        return results
+
+    return on_first(finish)
+
+
+def _begin_run(folder: Path, recipe: Recipe) -> None:
+    if not (folder / "recipe.yaml").is_file():
+        write_folder(folder, lambda target: write_file(target / "recipe.yaml", recipe.to_yaml()))
 
 
 def train_seeds(
@@ -243,7 +266,7 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
+        device = torch.device(local_device(name))
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
@@ -261,7 +284,8 @@ def dev_evaluation(model: Tagger, data: TaggingData) -> Callable[[Model], dict[s
 
     def evaluate_dev(trained: Model) -> dict[str, Any]:
         assert isinstance(trained, Tagger)
-        predicted = [[span for span, _ in row] for row in trained.tag(features)]
+        rows = merge(gather_objects(trained.tag(share(features))))
+        predicted = [[span for span, _ in row] for row in rows]
         scores = score_entities([document.spans for document in data.dev], predicted)
         figures = {"f1": scores.f1, "precision": scores.precision, "recall": scores.recall, "macro_f1": scores.macro_f1}
         if has_official_counting(data):
@@ -471,10 +495,15 @@ def evaluate_split(model: Tagger, data: TaggingData, split: str) -> dict[str, An
 
 
 def predict_spans(model: Tagger, documents: Sequence[Document]) -> tuple[list[list[Span]], float | None]:
-    """The spans that a model finds in documents (their gold is not looked at), and the share of legal tag sequences."""
-    features = [model.featurize(Document(document.text)) for document in documents]
-    illegal = model.count_illegal(features)
-    return [[span for span, _ in row] for row in model.tag(features)], None if illegal is None else legal_rate(illegal)
+    """The spans that a model finds in documents (their gold is not looked at), and the share of legal tag sequences.
+
+    Several ranks share the work, and all have the result.
+    """
+    features = [model.featurize(Document(document.text)) for document in share(documents)]
+    illegal = gather_objects(model.count_illegal(features))
+    spans = merge(gather_objects([[span for span, _ in row] for row in model.tag(features)]))
+    counts = [part for part in illegal if part is not None]
+    return spans, legal_rate(merge(counts)) if counts else None
 
 
 def figures_of(
@@ -671,6 +700,7 @@ def identity(data: TaggingData, model: Model) -> dict[str, dict[str, Any]]:
     return {
         "exact": {"data": dict(data.hashes), "inputs": dict(model.inputs)},
         "approximate": {
+            "ranks": num_ranks(),
             "threads": torch.get_num_threads(),
             "device": str(model.device),
             "cpu": torch.backends.cpu.get_cpu_capability(),

@@ -110,6 +110,10 @@ class TaggingBatch:
     def num_units(self) -> Mapping[str, int]:
         return {"crf": self.mask.shape[0]}
 
+    @property
+    def unit_lengths(self) -> Mapping[str, Tensor]:
+        return {"crf": self.mask.sum(dim=1)}
+
     def to(self, device: torch.device) -> Self:
         if device.type == "cpu":
             return self

@@ -60,6 +60,10 @@ class Batch(Protocol):
     def num_units(self) -> Mapping[str, int]:
         """For each part of the loss the number of units (sentences, pairs, predicted tokens) in this batch."""
 
+    @property
+    def unit_lengths(self) -> Mapping[str, Tensor]:
+        """For each part (num_units[part],) int64: what a unit's loss sums over (the characters of a sentence under a CRF; 1)."""
+
     def to(self, device: torch.device) -> Self:
         """The same batch with its tensors on `device`."""
 

@@ -148,6 +148,10 @@ class ToyBatch:
     def num_units(self) -> Mapping[str, int]:
         return {"square": len(self.target)}
 
+    @property
+    def unit_lengths(self) -> Mapping[str, Tensor]:
+        return {"square": torch.ones_like(self.target, dtype=torch.int64)}
+
     def to(self, device: torch.device) -> Self:
         assert device.type == "cpu"
         return self

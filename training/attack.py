@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hanzoo.models.model import AttackPoint, Model, Settings
+from hanzoo.training.distributed import sum_tensor
 from hanzoo.training.trick import Backward, Window
 
 
@@ -163,11 +164,15 @@ def attack(backward: Backward, model: Model, settings: AttackSettings, *, num_st
         moves = [Perturbation(model.attack_points(micro.batch)) for micro in window]
         # gradients are scaled by the weight of the pass; the direction is not, since it is normalised
         if weight < 1:
-            backward([m.inside(move, weight=m.weight * (1 - weight)) for m, move in zip(window, moves, strict=True)])
+            backward([
+                m.inside(move, weight=m.weight * (1 - weight), last=False)
+                for m, move in zip(window, moves, strict=True)
+            ])  # fmt: skip
         for ascent in range(num_steps):
             if ascent or weight == 1:
                 backward([
-                    m.inside(move, kind="ascent", inputs=move.leaves) for m, move in zip(window, moves, strict=True)
+                    m.inside(move, kind="ascent", inputs=move.leaves, last=False)
+                    for m, move in zip(window, moves, strict=True)
                 ])  # fmt: skip
             for move in moves:
                 move.ascend(step_size, settings.epsilon)
@@ -185,18 +190,21 @@ def attack(backward: Backward, model: Model, settings: AttackSettings, *, num_st
                 "attack: target 'table' needs an embedding table, but no attack point of this model has one"
             )
         if weight < 1:
-            backward([replace(m, weight=m.weight * (1 - weight)) for m in window])
+            backward([replace(m, weight=m.weight * (1 - weight), last=False) for m in window])
         with MovedTables(tables) as moved:
             for ascent in range(num_steps):
                 kept = [table.grad for table in tables]
                 if ascent or weight == 1:
                     for table in tables:
                         table.grad = None
-                    backward([replace(m, kind="ascent", inputs=lambda: tables) for m in window])
-                gradients = [table.grad for table in tables]
+                    backward([replace(m, kind="ascent", inputs=lambda: tables, last=False) for m in window])
+                # of the whole window on all ranks: a direction of one rank's own would move its table elsewhere
+                gradients = [
+                    sum_tensor(torch.zeros_like(table) if table.grad is None else table.grad) for table in tables
+                ]
                 for table, gradient in zip(tables, kept, strict=True):
                     table.grad = gradient
-                moved.ascend([gradient for gradient in gradients if gradient is not None], step_size, settings.epsilon)
+                moved.ascend(gradients, step_size, settings.epsilon)
             backward([replace(m, weight=m.weight * weight, kind="adversarial") for m in window])
 
     return on_activations if settings.target == "activations" else on_tables

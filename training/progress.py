@@ -24,14 +24,15 @@ class Reporter:
     Args:
         num_steps: steps of the whole training.
         log_every: steps between two plain lines in a pipe.
+        quiet: say nothing: another rank does.
     """
 
-    def __init__(self, num_steps: int, log_every: int) -> None:
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+    def __init__(self, num_steps: int, log_every: int, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
         self.num_steps = num_steps
         self.log_every = log_every
         self._bar: Progress | None = None
-        if self.console.is_terminal:
+        if self.console.is_terminal and not quiet:
             self._bar = Progress(
                 TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[facts]}"),
                 TimeRemainingColumn(), console=self.console,

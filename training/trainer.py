@@ -1,18 +1,19 @@
 """One loop for every model. It knows `Model`, and neither a model nor a trick by name.
 
     for step in range(start, num_steps):
-        window = the step's micro-batches                       # known beforehand: the plan = f(seed, epoch, lengths)
-        units  = per part: sum of batch.num_units over the window
-        backward(window)                                        # wrapped by FGM, PGD
+        window = the step's micro-batches on this rank          # known beforehand: the plan = f(seed, epoch, lengths)
+        units  = per part: sum of batch.num_units over the window and all ranks
+        backward(window)                                        # wrapped by FGM, PGD, FreeLB
             for micro in window:
-                reseed(seed, step, micro.index)
-                values = loss(micro.batch)                      # wrapped by R-Drop
-                (sum over parts: micro.weight * values.sum() / units[part]).backward()
-        clip, optimizer, after_step
+                reseed(seed, step, rank, micro.index)
+                values = loss(micro.batch)                      # wrapped by focal, Poly, flooding, R-Drop ...
+                (sum over parts: micro.weight * values.sum() * ranks / units[part]).backward()
+        unscale, before_step, clip, optimizer, after_step
         at the end of an epoch: evaluate, keep the best, save; every `save_every` steps: save
 
 Resuming needs the step number, weights, optimizer slots and the best so far: nothing random has a state. A half-done window is
-never saved; it is done again in full.
+never saved; it is done again in full. Several ranks add their gradients once a window (DistributedDataParallel averages, hence
+the factor `ranks`); the first one alone writes.
 """
 
 from __future__ import annotations
@@ -21,22 +22,26 @@ import json
 import math
 import signal
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from hanzoo.data.batching import num_windows, plan_epoch
+from hanzoo.data.batching import plan_epoch
 from hanzoo.data.randomness import generator, reseed
 from hanzoo.errors import RunError
 from hanzoo.models.model import Model, Settings
 from hanzoo.training.checkpoint import read_state, storage_error, write_folder, write_state
+from hanzoo.training.distributed import gather_objects, num_ranks, on_first, rank, sum_integers
 from hanzoo.training.optimizers import OptimizerSettings, build_optimizer
 from hanzoo.training.progress import Reporter
 from hanzoo.training.schedules import linear
@@ -48,12 +53,16 @@ class TrainSettings(Settings):
 
     Attributes:
         epochs: passes over train; the schedule reaches 0 after the last.
-        batch_size: sentences (or pairs) a micro-batch.
-        accumulation: micro-batches an optimizer step; N of them equal one big batch.
+        batch_size: sentences (or pairs) a micro-batch at most.
+        batch_characters: padded characters a micro-batch at most, 0 = no such limit. Micro-batches of long texts are then smaller.
+        accumulation: micro-batches an optimizer step and rank; N of them on M ranks equal one batch of N x M x batch_size.
+        oversample: share of the sentences from which on a class is not rare; sentences with rarer ones are trained more often
+            (repeat factor sampling); 0 = each once an epoch.
         clip: largest global L2 norm of the gradient; 0 = no clipping.
         warmup: share of all steps until the peak rate.
         patience: epochs without a better dev figure after which training stops; 0 = never.
-        precision: float32, or bfloat16 autocast (weights, gradients, optimizer and the CRF stay float32).
+        precision: float32, or autocast to bfloat16, or on CUDA to float16 with a scaled loss (weights, gradients, optimizer and
+            the CRF stay float32).
         seed: of everything random.
         device: auto takes CUDA where it is there, else the CPU.
         threads: of torch on the CPU; 0 leaves its choice. Part of what exact resume needs.
@@ -65,11 +74,13 @@ class TrainSettings(Settings):
 
     epochs: int = Field(default=20, ge=1)
     batch_size: int = Field(default=32, ge=1)
+    batch_characters: int = Field(default=0, ge=0)
     accumulation: int = Field(default=1, ge=1)
+    oversample: float = Field(default=0.0, ge=0.0, le=1.0)
     clip: float = Field(default=5.0, ge=0.0)
     warmup: float = Field(default=0.05, ge=0.0, lt=1.0)
     patience: int = Field(default=0, ge=0)
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
     seed: int = Field(default=1, ge=0)
     device: str = "auto"
     threads: int = Field(default=0, ge=0, le=1024)
@@ -133,6 +144,25 @@ def _finite(value: Any) -> Any:
 
 MAX_NONFINITE = 20  # steps in all: more means that the training has diverged
 
+AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class LossModule(nn.Module):
+    """What DistributedDataParallel wraps: its forward is the whole wrapped loss function.
+
+    Args:
+        model: whose parameters are trained.
+        loss: of a batch, after all tricks.
+    """
+
+    def __init__(self, model: Model, loss: LossFunction) -> None:
+        super().__init__()
+        self.model = model
+        self._loss = loss
+
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        return dict(self._loss(batch).weighted())
+
 
 class Trainer:
     """Trains a model in a run directory.
@@ -147,6 +177,7 @@ class Trainer:
         folder: the run directory: metrics.jsonl, model/ and state/ are written there.
         identity: what a resumed run must agree in (data hashes, versions, threads); exact keys are refused when they differ.
         resume: go on from the newest state.
+        repeats: for each item how often an epoch trains it, on average; None = once.
     """
 
     def __init__(
@@ -160,6 +191,7 @@ class Trainer:
         folder: Path,
         identity: Mapping[str, Mapping[str, Any]],
         resume: bool = False,
+        repeats: Sequence[float] | None = None,
     ) -> None:
         self.model = model
         self.features = features
@@ -171,16 +203,20 @@ class Trainer:
         self.identity = identity
         self.optimizer = build_optimizer(model, settings.optimizer)
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
-        self.steps_per_epoch = num_windows(
-            len(features), batch_size=settings.batch_size, accumulation=settings.accumulation
-        )
-        self.num_steps = settings.epochs * self.steps_per_epoch
-        self.reporter = Reporter(self.num_steps, settings.log_every)
+        self.repeats = repeats
+        self.lengths = [item.length for item in features]
+        # the steps at which epochs begin: with a limit on characters, or repeats, every epoch has its own number of windows
+        self.epoch_starts = [0, *accumulate(len(self._plan(epoch)) for epoch in range(settings.epochs))]
+        self.num_steps = self.epoch_starts[-1]
+        self.reporter = Reporter(self.num_steps, settings.log_every, quiet=rank() > 0)
         self.progress = Progress()
         self.best_weights: dict[str, Tensor] = {}
         self.saved_step = -1
         self._signal = 0
+        self._agreed_signal = 0
+        self._units: dict[str, int] = {}
         self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
         self._log_started = time.monotonic()
         self._log_units = 0
         self._warm = False
@@ -191,8 +227,16 @@ class Trainer:
         self.backward: Backward = self._backward
         for trick in tricks:
             self.backward = trick.wrap_backward(self.backward, model)
+        self.scaler = torch.amp.GradScaler(model.device.type, enabled=settings.precision == "float16")
         if resume:
             self._restore()
+        self._module = LossModule(model, self.loss)
+        self._replica: DistributedDataParallel | None = None
+        if num_ranks() > 1:
+            # find_unused_parameters also keeps the buckets as they are, so that a resumed run adds in the same order
+            self._replica = DistributedDataParallel(
+                self._module, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+            )
 
     # The loop.
 
@@ -206,17 +250,16 @@ class Trainer:
         started = time.monotonic() - self.progress.seconds
         with self.reporter, self._signals():
             while self.progress.step < self.num_steps and not self._patience_is_over():
-                epoch, first = divmod(self.progress.step, self.steps_per_epoch)
-                for window in self._plan(epoch)[first:]:
+                epoch = bisect_right(self.epoch_starts, self.progress.step) - 1
+                for window in self._plan(epoch)[self.progress.step - self.epoch_starts[epoch] :]:
                     self._step(epoch, window)
                     self.progress.seconds = time.monotonic() - started
-                    end_of_epoch = self.progress.step % self.steps_per_epoch == 0
+                    end_of_epoch = self.progress.step == self.epoch_starts[epoch + 1]
                     if end_of_epoch:
                         self._evaluate(epoch + 1)
                     save_every = self.settings.save_every
-                    signal_number = (
-                        self._signal
-                    )  # read once: it may come at any moment, also between saving and stopping
+                    # read once: it may come at any moment, also between saving and stopping
+                    signal_number = self._signal if num_ranks() == 1 else self._agreed_signal
                     if end_of_epoch or signal_number or (save_every and self.progress.step % save_every == 0):
                         self._save()
                     if signal_number:
@@ -228,13 +271,13 @@ class Trainer:
     def _step(self, epoch: int, items: list[list[int]]) -> None:
         step, started = self.progress.step, time.monotonic()
         self.model.train()
-        window = [
-            MicroBatch(index, self._collate(step, index, numbers).to(self.model.device))
-            for index, numbers in enumerate(items)
-        ]
-        self._units = {part: sum(micro.batch.num_units[part] for micro in window) for part in window[0].batch.num_units}
+        window = self._window(step, items)
+        self._units = self._count_units(window)
         self.optimizer.zero_grad(set_to_none=True)
         self.backward(window)
+        self.scaler.unscale_(self.optimizer)
+        for trick in self.tricks:
+            trick.before_step(self.model)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip or float("inf"))
         rate = self.settings.optimizer.learning_rate * linear(
@@ -243,11 +286,12 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         if torch.isfinite(norm):
-            self.optimizer.step()
+            self.scaler.step(self.optimizer)
             for trick in self.tricks:
                 trick.after_step(self.model)
         else:
             self._count_nonfinite()
+        self.scaler.update()
         self.model.after_step()
         self.progress.step += 1
         self._log_units += max(self._units.values())
@@ -258,40 +302,71 @@ class Trainer:
         if self.progress.step % self.settings.log_every == 0:
             self._log(epoch, rate, float(norm))
 
+    def _window(self, step: int, items: list[list[int]]) -> Window:
+        """This rank's micro-batches of a window: every num_ranks-th, so that those of one moment are about equally long."""
+        mine = items[rank() :: num_ranks()]
+        if not mine:  # all ranks must take part in adding the gradients
+            stand_in = self._collate(step, items[0][:1]).to(self.model.device)
+            return [MicroBatch(0, stand_in, weight=0.0, counted=False)]
+        return [
+            MicroBatch(index, self._collate(step, numbers).to(self.model.device), last=index == len(mine) - 1)
+            for index, numbers in enumerate(mine)
+        ]
+
+    def _count_units(self, window: Window) -> dict[str, int]:
+        """Units a part over the window and all ranks; the ranks agree on signals in the same message."""
+        parts = list(window[0].batch.num_units)
+        units = [sum(micro.batch.num_units[part] for micro in window if micro.counted) for part in parts]
+        if num_ranks() > 1:
+            interrupts = [int(self._signal == signal.SIGINT), int(self._signal == signal.SIGTERM)]
+            *units, interrupted, terminated = sum_integers([*units, *interrupts])
+            self._agreed_signal = signal.SIGINT if interrupted else signal.SIGTERM if terminated else 0
+        return dict(zip(parts, units, strict=True))
+
     def _backward(self, window: Window) -> None:
+        module = self._module if self._replica is None else self._replica
         for micro in window:
-            reseed(self.settings.seed, "dropout", self.progress.step, 0, micro.index)
+            reseed(self.settings.seed, "dropout", self.progress.step, rank(), micro.index)
             with ExitStack() as contexts:
+                if self._replica is not None and not micro.last:
+                    contexts.enter_context(self._replica.no_sync())
                 for context in micro.contexts:
                     contexts.enter_context(context)
-                values = self.loss(micro.batch).values
+                values = module(micro.batch)
                 total = torch.stack([values[part].sum() / self._units[part] for part in values]).sum()
                 # after the forward pass: an attack's leaves exist only now
                 torch.autograd.backward(
-                    total * micro.weight, inputs=None if micro.inputs is None else list(micro.inputs())
+                    self.scaler.scale(total * (micro.weight * num_ranks())),
+                    inputs=None if micro.inputs is None else list(micro.inputs()),
                 )
+            if not micro.counted:
+                continue
             for part, value in values.items():
                 name = part if micro.kind == "clean" else f"{micro.kind} {part}"
                 self._sums[name] = self._sums.get(name, 0.0) + value.detach().sum().double()
-                self.progress.units[name] = self.progress.units.get(name, 0) + len(value)
+                self._counts[name] = self._counts.get(name, 0) + len(value)
 
     def _loss(self, batch: Any) -> Loss:
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+        dtype = AUTOCAST.get(self.settings.precision)
+        with torch.autocast(self.model.device.type, dtype, enabled=dtype is not None):
             output = self.model(batch)
         return Loss(self.model.losses(output, batch), output)
 
-    def _collate(self, step: int, index: int, numbers: list[int]) -> Any:
+    def _collate(self, step: int, numbers: list[int]) -> Any:
         def draw(item: int) -> Any:
-            return generator(self.settings.seed, "input", step, index, item)
+            # not of its micro-batch (the 0 stands for the only one of old): the same however a window is cut
+            return generator(self.settings.seed, "input", step, 0, item)
 
         return self.model.collate([self.features[i] for i in numbers], draw, numbers)
 
     def _plan(self, epoch: int) -> list[list[list[int]]]:
         return plan_epoch(
-            [item.length for item in self.features],
+            self.lengths,
             generator(self.settings.seed, "plan", epoch),
             batch_size=self.settings.batch_size,
-            accumulation=self.settings.accumulation,
+            micro_batches=self.settings.accumulation * num_ranks(),
+            batch_characters=self.settings.batch_characters,
+            repeats=self.repeats,
         )
 
     def _patience_is_over(self) -> bool:
@@ -325,9 +400,13 @@ class Trainer:
         self._log_started, self._log_units = now, 0
 
     def _gather_sums(self) -> None:
-        for name, total in self._sums.items():
-            self.progress.losses[name] = self.progress.losses.get(name, 0.0) + float(total)
-        self._sums = {}
+        """Add what was summed since the last time, on all ranks, to the log period."""
+        mine = {name: (float(total), self._counts[name]) for name, total in self._sums.items()}
+        for sums in gather_objects(mine):  # not one tensor: a rank that had nothing to do has no names
+            for name, (total, count) in sums.items():
+                self.progress.losses[name] = self.progress.losses.get(name, 0.0) + total
+                self.progress.units[name] = self.progress.units.get(name, 0) + count
+        self._sums, self._counts = {}, {}
 
     def _evaluate(self, epoch: int) -> None:
         started = time.monotonic()
@@ -351,19 +430,23 @@ class Trainer:
             self.progress.best, self.progress.best_step, self.progress.best_epoch = value, self.progress.step, epoch
             self.progress.waited = 0
             self.best_weights = {name: p.detach().clone() for name, p in self.model.named_parameters()}
-            write_folder(self.folder / "model", self.model.save)
+            on_first(lambda: write_folder(self.folder / "model", self.model.save))
         else:
             self.progress.waited += 1
 
     def _record(self, record: Mapping[str, Any]) -> None:
-        line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
+        line = (json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n").encode()
         path = self.folder / "metrics.jsonl"
-        try:
-            with path.open("ab") as file:
-                file.write(line.encode())
-        except OSError as error:
-            raise storage_error(path, error) from error
-        self.progress.metrics_bytes += len(line.encode())
+
+        def append() -> int:
+            try:
+                with path.open("ab") as file:
+                    file.write(line)
+            except OSError as error:
+                raise storage_error(path, error) from error
+            return len(line)  # of the first rank's line: speeds differ
+
+        self.progress.metrics_bytes += on_first(append)
 
     # Saving and going on.
 
@@ -380,21 +463,31 @@ class Trainer:
             for slot, tensor in slots.items():
                 if isinstance(tensor, Tensor):
                     tensors[f"optimizer/{self.names[id(parameter)]}/{slot}"] = tensor
-        values = {"progress": asdict(self.progress), "identity": self.identity}
-        write_state(self.folder / "state" / f"{self.progress.step:08d}", tensors, values)
+        values = {
+            "progress": asdict(self.progress),
+            "ranks": num_ranks(),
+            "num_steps": self.num_steps,
+            "scaler": self.scaler.state_dict(),
+            "identity": self.identity,
+        }
+        on_first(lambda: write_state(self.folder / "state" / f"{self.progress.step:08d}", tensors, values))
         self.saved_step = self.progress.step
 
     def _restore(self) -> None:
         loaded = read_state(self.folder / "state", self.reporter.say)
-        metrics = self.folder / "metrics.jsonl"
         if loaded is None:
             self.reporter.say("no state was saved yet: starting from the beginning")
-            metrics.unlink(missing_ok=True)
+            on_first(lambda: self._cut_metrics(0))
             return
         tensors, values = loaded
         self._compare(values["identity"])
         self.progress = Progress(**values["progress"])
         self.saved_step = self.progress.step
+        if (
+            values["num_steps"] != self.num_steps
+        ):  # another number of ranks makes other windows: go on at the same share
+            self.progress.step = round(self.progress.step / values["num_steps"] * self.num_steps)
+        self.scaler.load_state_dict(values["scaler"])
         groups: dict[str, dict[str, Tensor]] = {
             "weights": {},
             "best": {},
@@ -417,14 +510,18 @@ class Trainer:
         for name, tensor in groups["optimizer"].items():
             parameter, _, slot = name.rpartition("/")
             self.optimizer.state[parameters[parameter]][slot] = tensor.to(self.model.device)
-        length = 0
-        if metrics.exists():
-            with metrics.open("r+b") as file:
-                # whole lines only: a power cut may have taken the end of a file that is appended to
-                length = file.read(self.progress.metrics_bytes).rfind(b"\n") + 1
-                file.truncate(length)
-        self.progress.metrics_bytes = length
+        self.progress.metrics_bytes = on_first(lambda: self._cut_metrics(self.progress.metrics_bytes))
         self.reporter.say(f"going on from step {self.progress.step} of {self.num_steps}")
+
+    def _cut_metrics(self, length: int) -> int:
+        """Cut metrics.jsonl back to `length` bytes, whole lines only: a power cut may have taken the end of the file."""
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
+            return 0
+        with path.open("r+b") as file:
+            whole = file.read(length).rfind(b"\n") + 1
+            file.truncate(whole)
+        return whole
 
     def _compare(self, saved: Mapping[str, Mapping[str, Any]]) -> None:
         for name, value in saved["exact"].items():

@@ -1,12 +1,13 @@
 """The contract of a trick: it wraps the loss or the backward pass; the loop does not ask.
 
     for step in range(start, num_steps):
-        backward(window)                      # wrapped by FGM, PGD
+        backward(window)                      # wrapped by FGM, PGD, FreeLB
             for micro in window:
-                reseed(...); values = loss(micro.batch)          # wrapped by R-Drop
-                (sum over parts: micro.weight * values.sum() / units[part]).backward()
-        clip; optimizer; schedule; after_step              # EMA
-    at the end of an epoch: evaluate                       # inside evaluation_weights: EMA
+                reseed(...); values = loss(micro.batch)    # wrapped by focal, Poly, flooding, R-Drop, the gradient penalty
+                (sum over parts: micro.weight * values.sum() * ranks / units[part]).backward()
+        unscale; before_step; clip                         # EWC, L2-SP
+        optimizer; after_step                              # EMA, SWA
+    at the end of an epoch: evaluate                       # inside evaluation_weights: EMA, SWA
 
 A trick is found by its file name in `training/tricks/`: the one `Trick` that is defined there. It has a `Settings` class, the
 fields of its section in the recipe (`train.tricks.<name>`), and a `rank`: tricks that wrap the same thing are nested by it, the
@@ -32,12 +33,21 @@ class Loss(NamedTuple):
     """What a loss function says of a batch.
 
     Attributes:
-        values: for each part (num_units[part],) float32, un-reduced.
+        values: for each part (num_units[part],) float32, un-reduced and unweighted, so that exp(-value) is a probability where the
+            loss is a negative log-likelihood.
         output: the model's output that they come from.
+        weights: for each part (num_units[part],) float32, factors of the values (class weights); None = all 1.
     """
 
     values: Mapping[str, Tensor]
     output: Any
+    weights: Mapping[str, Tensor] | None = None
+
+    def weighted(self) -> Mapping[str, Tensor]:
+        """The values times their weights: what is summed and divided by the units."""
+        if self.weights is None:
+            return self.values
+        return {part: value * self.weights[part] for part, value in self.values.items()}
 
 
 LossFunction = Callable[[Any], Loss]
@@ -54,6 +64,8 @@ class MicroBatch:
         kind: "clean" for the pass on the input as it is; "adversarial" and "ascent" for an attack's. Logged apart.
         contexts: entered around the forward and the backward pass.
         inputs: where gradients are wanted; None = all leaves.
+        last: the pass in which the gradients of all ranks are added: the last one of the window that reaches the weights.
+        counted: False for the stand-in of a rank that has nothing to do in a window: weight 0, and no part of any sum.
     """
 
     index: int
@@ -62,6 +74,8 @@ class MicroBatch:
     kind: str = "clean"
     contexts: tuple[AbstractContextManager[Any], ...] = ()
     inputs: Callable[[], Sequence[Tensor]] | None = None
+    last: bool = True
+    counted: bool = True
 
     def inside(self, context: AbstractContextManager[Any], **changes: Any) -> MicroBatch:
         """The same micro-batch, its passes run inside one more context."""
@@ -88,6 +102,9 @@ class Trick:
     def wrap_backward(self, backward: Backward, model: Model) -> Backward:
         """The backward pass of a window that training uses instead of `backward`."""
         return backward
+
+    def before_step(self, model: Model) -> None:
+        """Called once a step with the gradients of the whole window and all ranks, unscaled and not yet clipped."""
 
     def after_step(self, model: Model) -> None:
         """Called after each optimizer step that changed the weights."""

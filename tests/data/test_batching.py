@@ -9,34 +9,85 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hanzoo.data.batching import BATCHES_A_BUCKET, Window, num_windows, plan_epoch
+from hanzoo.data.batching import WINDOWS_A_BUCKET, Window, plan_epoch, repeat_factors
 from hanzoo.data.randomness import generator
 
 LENGTHS = [int(length) for length in generator(1, "lengths").geometric(0.03, size=3000)]
 
 
-def plan(epoch: int = 0, *, lengths: list[int] = LENGTHS, batch_size: int = 16, accumulation: int = 1) -> list[Window]:
-    return plan_epoch(lengths, generator(1, "plan", epoch), batch_size=batch_size, accumulation=accumulation)
+def plan(
+    epoch: int = 0,
+    *,
+    lengths: list[int] = LENGTHS,
+    batch_size: int = 16,
+    micro_batches: int = 1,
+    batch_characters: int = 0,
+    repeats: list[float] | None = None,
+) -> list[Window]:
+    return plan_epoch(
+        lengths, generator(1, "plan", epoch), batch_size=batch_size, micro_batches=micro_batches,
+        batch_characters=batch_characters, repeats=repeats,
+    )  # fmt: skip
 
 
-@given(st.integers(0, 800), st.integers(1, 7), st.integers(1, 4), st.integers(0, 5))  # up to sixteen buckets
+sizes = st.sampled_from([0, 30, 200])
+
+
+@given(st.integers(0, 800), st.integers(1, 7), st.integers(1, 4), st.integers(0, 5), sizes)  # up to sixteen buckets
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
-def test_every_item_is_trained_once(num_items: int, batch_size: int, accumulation: int, epoch: int) -> None:
-    lengths = LENGTHS[:num_items]
-    windows = plan(epoch, lengths=lengths, batch_size=batch_size, accumulation=accumulation)
+def test_every_item_is_trained_once(num: int, batch_size: int, micro_batches: int, epoch: int, limit: int) -> None:
+    lengths = LENGTHS[:num]
+    windows = plan(epoch, lengths=lengths, batch_size=batch_size, micro_batches=micro_batches, batch_characters=limit)
     batches = [batch for window in windows for batch in window]
     assert sorted(item for batch in batches for item in batch) == list(range(len(lengths)))
     assert all(1 <= len(batch) <= batch_size for batch in batches)
-    assert all(len(window) == accumulation for window in windows[:-1])
-    assert len(windows) == num_windows(len(lengths), batch_size=batch_size, accumulation=accumulation)
+    assert all(1 <= len(window) <= micro_batches for window in windows)
+    if limit:
+        padded = [len(batch) * max(lengths[item] for item in batch) for batch in batches]
+        assert all(cost <= limit or len(batch) == 1 for cost, batch in zip(padded, batches, strict=True))
 
 
 @pytest.mark.parametrize("num_items", [0, 1, 16, 799, 800, 801, 1600, 1617])
 def test_count_of_windows_at_the_edges_of_buckets(num_items: int) -> None:
-    assert 16 * BATCHES_A_BUCKET == 800
-    for accumulation in (1, 3):
-        windows = plan(lengths=[5] * num_items, accumulation=accumulation)
-        assert len(windows) == num_windows(num_items, batch_size=16, accumulation=accumulation)
+    assert 16 * WINDOWS_A_BUCKET == 800
+    for micro_batches in (1, 3):
+        windows = plan(lengths=[5] * num_items, micro_batches=micro_batches)
+        assert len(windows) == -(-num_items // (16 * micro_batches))  # no window is short but the last
+
+
+def test_a_window_does_not_depend_on_how_it_is_cut() -> None:
+    whole = plan(batch_size=48)
+    assert [batch for window in whole for batch in window] == [
+        [item for batch in window for item in batch] for window in plan(batch_size=16, micro_batches=3)
+    ]
+    assert plan(batch_size=48) != plan(batch_size=47)
+
+
+def test_a_limit_on_characters_makes_batches_of_about_equal_cost() -> None:
+    batches = [batch for window in plan(batch_size=1000, batch_characters=800) for batch in window]
+    assert len({len(batch) for batch in batches}) > 10  # long texts stand in small batches
+    costs = [len(batch) * max(LENGTHS[item] for item in batch) for batch in batches]
+    assert sum(costs) / len(costs) > 0.8 * 800
+
+
+def test_repeats_are_kept_on_average() -> None:
+    wanted = [1.0] * 10 + [1.5] * 10 + [3.0] * 10
+    counts = np.zeros(30)
+    for epoch in range(200):
+        items = [i for w in plan(epoch, lengths=[5] * 30, repeats=wanted) for batch in w for i in batch]
+        counts += np.bincount(items, minlength=30)
+    counts /= 200
+    assert np.array_equal(counts[:10], np.ones(10))
+    assert np.array_equal(counts[20:], np.full(10, 3.0))
+    assert np.allclose(counts[10:20], 1.5, atol=0.15)
+    assert counts[10:20].min() < 1.5 < counts[10:20].max()  # drawn anew for each item and epoch
+
+
+def test_repeat_factors() -> None:
+    labels = [["a"], ["a", "b"], ["a"], []] + [["a"]] * 12  # a: 15 of 16, b: 1 of 16
+    factors = repeat_factors(labels, 0.25)
+    assert factors == [1.0, 2.0, 1.0, 1.0] + [1.0] * 12  # sqrt(0.25 / (1 / 16)) = 2
+    assert repeat_factors(labels, 0.0) == [1.0] * 16
 
 
 def test_plan_is_a_function_of_its_key() -> None:

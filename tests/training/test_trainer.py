@@ -80,7 +80,7 @@ def test_mean_of_means_would_differ(tmp_path: Path) -> None:
     tiny.trainer(model, tmp_path, batch_size=12).fit()
     big = tiny.gradients(model)
     model = bilstm()
-    (window,) = plan_epoch([f.length for f in features], generator(1, "plan", 0), batch_size=5, accumulation=3)
+    (window,) = plan_epoch([f.length for f in features], generator(1, "plan", 0), batch_size=5, micro_batches=3)
     for numbers in window:
         batch = model.collate([features[i] for i in numbers])
         (model.losses(model(batch), batch)["crf"].mean() / len(window)).backward()

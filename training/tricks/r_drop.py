@@ -36,10 +36,8 @@ class RDrop(Trick):
         def twice(batch: Any) -> Loss:
             first, second = loss(batch), loss(batch)
             divergence = model.divergence(first.output, second.output, batch)
-            values = {
-                part: 0.5 * (first.values[part] + second.values[part]) + self.settings.alpha * divergence[part]
-                for part in first.values
-            }
+            one, other = first.weighted(), second.weighted()  # weights are of the hard loss alone
+            values = {part: 0.5 * (one[part] + other[part]) + self.settings.alpha * divergence[part] for part in one}
             return Loss(values, first.output)
 
         return twice
