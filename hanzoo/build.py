@@ -426,7 +426,9 @@ def write_cluener_submission(run: Path, output: Path) -> None:
             f"{run}: a submission needs the unlabelled test sentences of cluener, but this run is of {data.name}."
         )
     spans, _ = predict_spans(load_tagger(run), data.unlabelled)
-    write_submission(output, [d.id for d in data.unlabelled], [d.text for d in data.unlabelled], spans)
+    on_first(
+        lambda: write_submission(output, [d.id for d in data.unlabelled], [d.text for d in data.unlabelled], spans)
+    )
 
 
 def record_figure(report: RunReport, path: Path, variant: str) -> None:
@@ -484,7 +486,7 @@ def record_figure(report: RunReport, path: Path, variant: str) -> None:
     if path.is_file():
         before = read_json(path)
         record |= {key: before[key] for key in ("published", "asked", "note", "headline") if key in before}
-    write_file(path, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+    on_first(lambda: write_file(path, json.dumps(record, ensure_ascii=False, indent=1) + "\n"))
 
 
 def evaluate_split(model: Tagger, data: TaggingData, split: str) -> dict[str, Any]:

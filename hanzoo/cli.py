@@ -7,7 +7,9 @@ Standard output carries results only; all else goes to standard error.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
 import shlex
 import sys
 import warnings
@@ -24,21 +26,28 @@ from hanzoo.errors import DataError, HanzooError, RunError
 from hanzoo.evaluation.report import results_table
 from hanzoo.models.model import Tagger, in_chunks
 from hanzoo.recipe import bundled_recipes, load_recipe
+from hanzoo.training.distributed import gather_objects, joined, merge, num_ranks, rank, restarts, share
 from hanzoo.training.trainer import Interrupted
 
 USAGE = 2
 
 
 def say(line: str) -> None:
-    """A line for people, on standard error."""
+    """A line for people, on standard error; of several ranks the first one speaks."""
+    if int(os.environ.get("RANK", "0")):
+        return
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
 
 
-def _run(command: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+def _run(command: Callable[[argparse.Namespace], int], arguments: argparse.Namespace, device: str | None = None) -> int:
+    """Run a command, and give its exit code. `device`: of the ranks, where the command does not join them itself."""
     warnings.filterwarnings("ignore")  # libraries' warnings are not for the person at the shell; tests make them errors
     try:
-        return command(arguments)
+        if device is None:
+            return command(arguments)
+        with joined(device):
+            return command(arguments)
     except HanzooError as error:
         say(str(error))
         return USAGE
@@ -60,6 +69,12 @@ def _run(command: Callable[[argparse.Namespace], int], arguments: argparse.Names
     except OSError as error:  # a folder that may not be read, a file where a folder must be
         say(f"{error.filename or 'input or output'}: must be usable, but: {error.strerror or error}. Check the path.")
         return USAGE
+
+
+def answer(text: str) -> None:
+    """A result, on standard output; of several ranks the first one speaks."""
+    if not int(os.environ.get("RANK", "0")):
+        sys.stdout.write(text)
 
 
 def _parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -109,7 +124,9 @@ def _train(arguments: argparse.Namespace) -> int:
     words = ["python", "train.py", arguments.recipe, *arguments.settings]
     if arguments.seeds:
         words += ["--seeds", ",".join(map(str, arguments.seeds))]
-    told = {"run": folder, "resume": arguments.resume, "command": shlex.join(words), "say": say}
+    # torchrun starts all ranks again with the same words after one of them died
+    resume = arguments.resume or (restarts() > 0 and folder.exists())
+    told: dict[str, Any] = {"run": folder, "resume": resume, "command": shlex.join(words), "say": say}
     if arguments.seeds:
         runs = list(build.train_seeds(recipe, arguments.seeds, **told)["runs"].values())
     else:
@@ -118,7 +135,7 @@ def _train(arguments: argparse.Namespace) -> int:
         {"run": str(folder), "split": split, **_averaged([run["splits"][split] for run in runs])}
         for split in runs[0]["splits"]
     ]
-    sys.stdout.write(results_table(rows) + "\n")
+    answer(results_table(rows) + "\n")
     say(f"evaluate: python evaluate.py {folder}   tag: python predict.py {folder} texts.txt")
     return 0
 
@@ -157,7 +174,7 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--record", type=Path, help="write the figure of the one run as a file of recipes/results/")
     parser.add_argument("--variant", default="", help="what --record names the figure apart from its recipe")
-    return _run(_evaluate, parser.parse_args(argv))
+    return _run(_evaluate, parser.parse_args(argv), "cpu")
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -178,18 +195,18 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         say(f"{arguments.record}: written")
     if arguments.json:
         for report in details:
-            sys.stdout.write(json.dumps(report.to_json(), ensure_ascii=False) + "\n")
+            answer(json.dumps(report.to_json(), ensure_ascii=False) + "\n")
     else:
-        sys.stdout.write(results_table(rows) + "\n")
+        answer(results_table(rows) + "\n")
         for report in details:
             for line in report.remarks():
-                sys.stdout.write(line + "\n")
+                answer(line + "\n")
     if arguments.per_label:
         for report in details:
-            sys.stdout.write(f"\n{results_table(report.per_label())}\n")
+            answer(f"\n{results_table(report.per_label())}\n")
     if arguments.errors:
         for report in details:
-            sys.stdout.write(f"\n{report.folder}, {report.split}\n{report.error_report().render()}\n")
+            answer(f"\n{report.folder}, {report.split}\n{report.error_report().render()}\n")
     return 0
 
 
@@ -205,16 +222,21 @@ def predict(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--html", type=Path, help="also write a page that shows the entities in the texts")
     parser.add_argument("--text-column", default="text", help="the column (or JSON key) that holds the text")
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N")
-    return _run(_predict, parser.parse_args(argv))
+    arguments = parser.parse_args(argv)
+    return _run(_predict, arguments, arguments.device)
 
 
 def _predict(arguments: argparse.Namespace) -> int:
     model = build.load(arguments.run, arguments.device)
     if not isinstance(model, Tagger):
         raise RunError(f"{arguments.run}: must hold a tagger, but holds {type(model).__name__}.")
+    if arguments.file == "-" and num_ranks() > 1:
+        raise RunError("standard input: must be a file where several ranks read it, but is a stream. Name a file.")
     refused = 0
     with ExitStack() as open_files:
         rows = open_files.enter_context(read_rows(arguments.file, text_column=arguments.text_column))
+        if rank():  # works for the first one, which writes
+            return 1 if sum(entities is None for _, entities in _tagged(model, rows)) else 0
         writer = open_files.enter_context(open_writer(arguments.output, rows))
         if arguments.html:
             _refuse_same(arguments.html, arguments.file, arguments.output)
@@ -237,7 +259,14 @@ def _refuse_same(page: Path, *others: str | None) -> None:
 
 
 def _tagged(model: Tagger, rows: Iterator[Row]) -> Iterator[tuple[Row, tuple[Entity, ...] | None]]:
-    for chunk in in_chunks(rows, lambda row: len(row.text or "")):
-        good = iter(model.predict_stream(row.text for row in chunk if row.text is not None))
-        for row in chunk:
-            yield row, None if row.text is None else next(good).entities
+    """Each row with its entities, in order: every rank tags its part, and all get the whole."""
+    chunks = in_chunks(rows, lambda row: len(row.text or ""))
+    while group := list(itertools.islice(chunks, num_ranks())):
+        found = merge(gather_objects([_entities(model, chunk) for chunk in share(group)]))
+        for chunk, entities in zip(group, found, strict=True):
+            yield from zip(chunk, entities, strict=True)
+
+
+def _entities(model: Tagger, rows: Sequence[Row]) -> list[tuple[Entity, ...] | None]:
+    good = iter(model.predict_stream(row.text for row in rows if row.text is not None))
+    return [None if row.text is None else next(good).entities for row in rows]

@@ -169,7 +169,9 @@ def command_lines(text: str) -> Iterator[list[str]]:
 def problems(commands: Sequence[Sequence[str]], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is wrong with the commands of one document, run one after the other in a checkout. Nothing is run."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(cli, "_run", lambda command, arguments: arguments)  # the real parsers, and nothing behind them
+    monkeypatch.setattr(
+        cli, "_run", lambda command, arguments, device=None: arguments
+    )  # the real parsers, and nothing behind them
     runs = set(re.findall(r"--run (\S+)", page("Makefile")))
     found = []
     for words in commands:
@@ -194,6 +196,8 @@ def _problem(words: Sequence[str], runs: set[str]) -> str:
             return ""
         case ["python", ("train.py" | "evaluate.py" | "predict.py") as script, *arguments] if (ROOT / script).is_file():
             return _problem_of_call(script.removesuffix(".py"), arguments, runs)
+        case ["torchrun", "--nproc-per-node", "2", "--max-restarts", "3", "--", script, *arguments]:
+            return _problem(["python", script, *arguments], runs)
     return "is not a command that is known here"
 
 
@@ -250,6 +254,7 @@ def test_every_command_would_be_understood(
         "make all",
         "export HANZOO_DATE=here",
         "rm README.md",
+        "torchrun --nproc-per-node 2 --max-restarts 3 -- train.py recipes/demo_bilstm_crf.yaml --dry",
     ],
 )
 def test_a_wrong_command_would_be_seen(

@@ -483,9 +483,7 @@ class Trainer:
         self._compare(values["identity"])
         self.progress = Progress(**values["progress"])
         self.saved_step = self.progress.step
-        if (
-            values["num_steps"] != self.num_steps
-        ):  # another number of ranks makes other windows: go on at the same share
+        if values["ranks"] != num_ranks():  # other windows, and another number of them: go on at the same share
             self.progress.step = round(self.progress.step / values["num_steps"] * self.num_steps)
         self.scaler.load_state_dict(values["scaler"])
         groups: dict[str, dict[str, Tensor]] = {
