@@ -232,6 +232,21 @@ def _cell(text: str) -> str:
     return _one_line(text).replace("|", "\\|")
 
 
+def show_difference(difference: float) -> str:
+    """A difference of figures in 0-1 as text, times 100 and with its sign: "+0.53"."""
+    return f"{100 * difference:+.2f}"
+
+
+def show_interval(ends: Sequence[float]) -> str:
+    """The two ends of an interval of differences: "-0.41 to +1.44"."""
+    return f"{show_difference(ends[0])} to {show_difference(ends[1])}"
+
+
+def show_p(p: float) -> str:
+    """A p-value with two digits that count: "0.27", "0.0012", "1"."""
+    return f"{p:.2g}"
+
+
 # ---- the learning curve ---------------------------------------------------------------------------------------------
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: told apart by everyone

@@ -153,6 +153,33 @@ def score_entities(gold: Sequence[Iterable[Span]], predicted: Sequence[Iterable[
     )
 
 
+def sentence_counts(gold: Sequence[Iterable[Span]], predicted: Sequence[Iterable[Span]]) -> np.ndarray:
+    """Count each sentence apart, for what draws or exchanges sentences.
+
+    Args:
+        gold: the gold spans of each sentence.
+        predicted: the predicted spans of the same sentences.
+
+    Returns:
+        (num_sentences, 3) int64: found, spurious and missed spans; their sums are those of `score_entities`.
+
+    Raises:
+        ValueError: `gold` and `predicted` hold different numbers of sentences.
+    """
+    _require_same_length(gold, predicted)
+    counts = np.zeros((len(gold), 3), dtype=np.int64)
+    for index, (gold_spans, predicted_spans) in enumerate(zip(gold, predicted, strict=True)):
+        expected, given = set(gold_spans), set(predicted_spans)
+        counts[index] = len(given & expected), len(given - expected), len(expected - given)
+    return counts
+
+
+def micro_f1(counts: np.ndarray) -> np.ndarray:
+    """Micro F1, in [0, 1], of counts summed over sentences: (..., 3) as in `sentence_counts` -> (...); 0.0 where all are 0."""
+    doubled = 2 * counts[..., 0]
+    return np.asarray(doubled / np.maximum(doubled + counts[..., 1] + counts[..., 2], 1))
+
+
 def score_where(
     gold: Sequence[Iterable[Span]], predicted: Sequence[Iterable[Span]], keep: Sequence[bool]
 ) -> TaggingScores:
@@ -219,12 +246,8 @@ def bootstrap_interval(
         raise ValueError("gold must hold at least one sentence to draw from, but holds none.")
     if samples < 1:
         raise ValueError(f"samples must be at least 1, but is {samples}.")
-    correct = np.zeros(num_sentences, dtype=np.int64)
-    total = np.zeros(num_sentences, dtype=np.int64)  # gold and predicted together: the denominator of F1 = 2 TP / total
-    for index, (gold_spans, predicted_spans) in enumerate(zip(gold, predicted, strict=True)):
-        expected, given = set(gold_spans), set(predicted_spans)
-        correct[index] = len(expected & given)
-        total[index] = len(expected) + len(given)
+    counts = sentence_counts(gold, predicted)
+    correct, total = counts[:, 0], counts @ np.array([2, 1, 1])  # F1 = 2 TP / (2 TP + FP + FN)
     generator = np.random.default_rng([seed, zlib.crc32(b"bootstrap_interval")])
     figures = np.zeros(samples)
     rows_at_once = max(1, 1_000_000 // num_sentences)

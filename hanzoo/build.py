@@ -9,7 +9,7 @@ import platform
 import statistics
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,15 @@ from hanzoo.evaluation.calibration import expected_calibration_error, fit_temper
 from hanzoo.evaluation.cluener import LABELS, official_scores, write_submission
 from hanzoo.evaluation.error_report import ErrorReport, error_report, mentions_in
 from hanzoo.evaluation.report import learning_curve, run_card, show_figure
-from hanzoo.evaluation.tagging import bootstrap_interval, legal_rate, score_entities, score_where
+from hanzoo.evaluation.significance import Comparison, compare
+from hanzoo.evaluation.tagging import (
+    bootstrap_interval,
+    legal_rate,
+    micro_f1,
+    score_entities,
+    score_where,
+    sentence_counts,
+)
 from hanzoo.models.model import Model, Tagger, load_model, model_class
 from hanzoo.recipe import Recipe, load_recipe
 from hanzoo.training.checkpoint import recover, tensors_sha256, write_file, write_folder
@@ -298,17 +306,20 @@ def dev_evaluation(model: Tagger, data: TaggingData) -> Callable[[Model], dict[s
 # Evaluation.
 
 
-def evaluate(run: str | Path, split: str | None = None) -> dict[str, Any]:
+def evaluate(run: str | Path, split: str | None = None, against: str | Path | None = None) -> dict[str, Any]:
     """The figures of a run's model on a split of its data, 0 to 1.
 
     Args:
         run: a run directory; one with several seeds gives a list of values, one a seed.
         split: train, dev or test; the test split where the run's data has one with labels, else dev.
+        against: another run, of as many seeds, on the same sentences; the key "against" then holds what
+            `hanzoo.evaluation.significance` says of the difference of F1.
 
     Raises:
-        HanzooError: the run or its data is missing or damaged.
+        HanzooError: a run or its data is missing or damaged, or the two runs cannot be compared.
     """
-    return evaluate_run(run, split=split).to_json()
+    other = None if against is None else evaluate_run(against, split=split)
+    return evaluate_run(run, split=split, against=other).to_json()
 
 
 @dataclass(frozen=True)
@@ -323,6 +334,7 @@ class RunReport:
         figures: a seed: what `figures_of` gives.
         data: the run's data; None where a file was evaluated and the run's data is not there any more.
         results: a seed: what training left in results.json.
+        against: the run that it was compared with, and how their micro F1 (the mean over the seeds) differs; or None.
     """
 
     folder: Path
@@ -332,6 +344,12 @@ class RunReport:
     figures: Sequence[Mapping[str, Any]]
     data: TaggingData | None
     results: Sequence[Mapping[str, Any]]
+    against: tuple[RunReport, Comparison] | None = None
+
+    def counts(self) -> np.ndarray:
+        """(num_seeds, num_sentences, 3): what `sentence_counts` gives for each seed."""
+        gold = [document.spans for document in self.documents]
+        return np.stack([sentence_counts(gold, predicted) for predicted in self.predicted])
 
     def error_report(self) -> ErrorReport:
         """What is wrong with the (first seed's) predictions."""
@@ -366,11 +384,15 @@ class RunReport:
         return lines
 
     def to_json(self) -> dict[str, Any]:
-        """Run, split, and the figures: values, or lists of one value a seed."""
+        """Run, split, and the figures: values, or lists of one value a seed; how it differs from another run."""
         names = [name for name, value in self.figures[0].items() if isinstance(value, int | float)]
-        return {"run": str(self.folder), "split": self.split} | {
-            name: _seeds([figures[name] for figures in self.figures]) for name in names
-        } | {"per_label": self.per_label()}  # fmt: skip
+        told: dict[str, Any] = {"run": str(self.folder), "split": self.split}
+        told |= {name: _seeds([figures[name] for figures in self.figures]) for name in names}
+        told["per_label"] = self.per_label()
+        if self.against:
+            other, comparison = self.against
+            told["against"] = {"run": str(other.folder), **comparison.to_json()}
+        return told
 
 
 def _seeds(values: Sequence[float]) -> float | list[float]:
@@ -378,15 +400,22 @@ def _seeds(values: Sequence[float]) -> float | list[float]:
 
 
 def evaluate_run(
-    run: str | Path, *, split: str | None = None, file: Path | None = None, format: str | None = None
+    run: str | Path,
+    *,
+    split: str | None = None,
+    file: Path | None = None,
+    format: str | None = None,
+    against: RunReport | None = None,
 ) -> RunReport:
-    """Evaluate the model(s) of a run on a split of its data, or on a labelled file.
+    """Evaluate the model(s) of a run on a split of its data, or on a labelled file, and compare it with another run's.
 
     Raises:
-        HanzooError: the run, its data or the file is missing or damaged.
+        HanzooError: the run, its data or the file is missing or damaged, or is not what `against` can be compared with.
     """
     folder = Path(run)
     seeds = seed_folders(folder) or [folder]
+    if against:
+        _require_as_many_seeds(folder, seeds, against)
     recipe = read_recipe(seeds[0])
     data: TaggingData | None = None
     if file is not None:
@@ -404,6 +433,8 @@ def evaluate_run(
         data = load_data(recipe)
         name = split or ("test" if data.test else "dev")
         documents = data.split(name)
+    if against:
+        _require_same_sentences(folder, name, documents, against)
     predicted, figures = [], []
     for each in seeds:
         model = load_tagger(each)
@@ -411,7 +442,34 @@ def evaluate_run(
         predicted.append(spans)
         figures.append(figures_of(documents, spans, data, legal))
     results = [read_json(each / "results.json") for each in seeds if (each / "results.json").is_file()]
-    return RunReport(folder, name, documents, predicted, figures, data, results)
+    report = RunReport(folder, name, documents, predicted, figures, data, results)
+    if against is None:
+        return report
+    return replace(report, against=(against, compare(report.counts(), against.counts(), micro_f1, seed=0)))
+
+
+def _require_as_many_seeds(folder: Path, seeds: Sequence[Path], against: RunReport) -> None:
+    # Seeds are paired; and the mean of three seeds varies less than one seed, which alone would make sides unlike.
+    wanted = len(against.predicted)
+    if len(seeds) != wanted:
+        raise RunError(
+            f"{folder}: seeds must be as many as in {against.folder} ({wanted}), but are {len(seeds)}. Train those that are "
+            "missing: python train.py RECIPE --seeds 1,2,... --run DIR; or compare single ones: DIR/seed-1."
+        )
+
+
+def _require_same_sentences(folder: Path, split: str, documents: Sequence[Document], against: RunReport) -> None:
+    said = f"{folder}: {split} must hold the sentences and entities of {against.split} in {against.folder}"
+    cure = "Compare runs of the same data, or on one --file."
+    if len(documents) != len(against.documents):
+        raise DataError(f"{said} ({len(against.documents)} sentences), but holds {len(documents)} sentences. {cure}")
+    for number, (one, other) in enumerate(zip(documents, against.documents, strict=True), start=1):
+        if one.text != other.text:
+            raise DataError(
+                f"{said}, but sentence {number} is {one.text[:30]!r} instead of {other.text[:30]!r}. {cure}"
+            )
+        if set(one.spans) != set(other.spans):
+            raise DataError(f"{said}, but sentence {number}, {one.text[:30]!r}, has other entities. {cure}")
 
 
 def write_cluener_submission(run: Path, output: Path) -> None:
@@ -437,13 +495,9 @@ def record_figure(report: RunReport, path: Path, variant: str) -> None:
     Keys of the file that are already there and not measured (published, asked, note, headline) are kept.
 
     Raises:
-        RunError: a seed has not finished.
+        RunError: a seed has not finished, or the run that it was compared with is not recorded in the same folder.
     """
-    count = len(seed_folders(report.folder)) or 1
-    if len(report.results) != count:
-        raise RunError(
-            f"{report.folder}: all seeds must have finished, but {count - len(report.results)} have no results.json."
-        )
+    _require_finished(report)
     first = report.results[0]
     if report.data is None or dict(report.data.hashes) != first["data"]["sha256"]:
         raise RunError(f"{report.folder}: the data must be what the run was trained on, but differs. Restore it.")
@@ -460,8 +514,7 @@ def record_figure(report: RunReport, path: Path, variant: str) -> None:
         "data": first["data"]["name"],
         "view": first["data"]["view"],
         "data_sha256": first["data"]["sha256"],
-        # where dev was cut from train, the official dev is what is reported on
-        "split": "dev" if (report.split, report.data.test_source) == ("test", "dev") else report.split,
+        "split": _filed_split(report),
         "selected_on": first["selected_on"],
         "seeds": [result["seed"] for result in report.results],
         "best_epochs": [result["best_epoch"] for result in report.results],
@@ -483,10 +536,39 @@ def record_figure(report: RunReport, path: Path, variant: str) -> None:
         "weights_sha256": [result["weights_sha256"] for result in report.results],
         "commit": first["commit"],
     }
+    if report.against:
+        other, comparison = report.against
+        record["against"] = _recorded(other, path.parent) | comparison.to_json()
     if path.is_file():
         before = read_json(path)
         record |= {key: before[key] for key in ("published", "asked", "note", "headline") if key in before}
     on_first(lambda: write_file(path, json.dumps(record, ensure_ascii=False, indent=1) + "\n"))
+
+
+def _require_finished(report: RunReport) -> None:
+    lacking = len(report.predicted) - len(report.results)
+    if lacking:
+        raise RunError(f"{report.folder}: all seeds must have finished, but {lacking} have no results.json.")
+
+
+def _filed_split(report: RunReport) -> str:
+    # where dev was cut from train, the official dev is what is reported on
+    official_dev = report.split == "test" and report.data is not None and report.data.test_source == "dev"
+    return "dev" if official_dev else report.split
+
+
+def _recorded(report: RunReport, folder: Path) -> dict[str, Any]:
+    """Under which recipe and variant a run's figure is filed. No run knows its variant, so the weights must say."""
+    _require_finished(report)
+    weights = [result["weights_sha256"] for result in report.results]
+    for path in sorted(folder.glob("*.json")):
+        record = read_json(path)
+        if (record.get("weights_sha256"), record.get("split")) == (weights, _filed_split(report)):
+            return {"recipe": record["recipe"], "variant": record["variant"], "weights_sha256": weights}
+    raise RunError(
+        f"{report.folder}: what a figure is compared with must be recorded in {folder}, but is not. "
+        f"Record it first: python evaluate.py {report.folder} --record {folder / report.results[0]['recipe']}.json"
+    )
 
 
 def evaluate_split(model: Tagger, data: TaggingData, split: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from hanzoo.data.document import Entity
 from hanzoo.data.html_page import HTMLPage
 from hanzoo.data.text_streams import Row, open_writer, read_rows
 from hanzoo.errors import DataError, HanzooError, RunError
-from hanzoo.evaluation.report import results_table
+from hanzoo.evaluation.report import results_table, show_difference, show_interval, show_p
 from hanzoo.models.model import Tagger, in_chunks
 from hanzoo.recipe import bundled_recipes, load_recipe
 from hanzoo.training.distributed import gather_objects, joined, merge, num_ranks, rank, restarts, share
@@ -165,6 +165,12 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
     where.add_argument("--file", type=Path, help="a labelled file of your own instead of the run's data")
     parser.add_argument("--format", help="of --file: cluener, columns, weibo, spans; default: recognised")
     parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="RUN",
+        help="also compare each with this run: difference of F1, its interval, p-value",
+    )
+    parser.add_argument(
         "--errors", action="store_true", help="also report the errors: boundary, type, missed, spurious ..."
     )
     parser.add_argument("--per-label", action="store_true", help="also print the figures of each label")
@@ -180,11 +186,11 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.record and len(arguments.runs) != 1:
         raise RunError(f"--record: must have one run, but has {len(arguments.runs)}. Record them one by one.")
-    rows, details = [], []
-    for folder in arguments.runs:
-        report = build.evaluate_run(folder, split=arguments.split, file=arguments.file, format=arguments.format)
-        rows.append({"run": str(folder), "split": report.split, **_averaged(report.figures)})
-        details.append(report)
+    where = {"split": arguments.split, "file": arguments.file, "format": arguments.format}
+    against = build.evaluate_run(arguments.against, **where) if arguments.against else None
+    details = [build.evaluate_run(folder, **where, against=against) for folder in arguments.runs]
+    shown = [*details, against] if against and arguments.against not in arguments.runs else details
+    rows = [{"run": str(report.folder), "split": report.split, **_averaged(report.figures)} for report in shown]
     if arguments.submission:
         build.write_cluener_submission(arguments.runs[0], arguments.submission)
         say(f"{arguments.submission}: written")
@@ -200,7 +206,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         answer(results_table(rows) + "\n")
         for report in details:
             for line in report.remarks():
-                answer(line + "\n")
+                answer(line + "
+")
+        if against:
+            answer(f"
+{_differences(details, against)}
+")
     if arguments.per_label:
         for report in details:
             answer(f"\n{results_table(report.per_label())}\n")
@@ -208,6 +219,27 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         for report in details:
             answer(f"\n{report.folder}, {report.split}\n{report.error_report().render()}\n")
     return 0
+
+
+def _differences(reports: Sequence[build.RunReport], against: build.RunReport) -> str:
+    """How runs differ from one, and what has been tested."""
+    found = [(report.folder, report.against[1]) for report in reports if report.against]
+    rows = [
+        {
+            "run": str(folder),
+            "F1 difference": show_difference(comparison.difference),
+            "95 % interval": show_interval(comparison.interval),
+            "p": show_p(comparison.p),
+        }
+        for folder, comparison in found
+    ]
+    seeds = len(against.predicted)
+    means = f", means over {seeds} seeds" if seeds > 1 else ""
+    return (
+        f"against {against.folder}, {len(against.documents)} sentences{means}\n{results_table(rows)}\n"
+        f"p: paired approximate randomisation over sentences, two-sided, {found[0][1].rounds} rounds; interval: paired "
+        "bootstrap over sentences. Both are of the models as trained; how much other seeds change, the spread over seeds says."
+    )
 
 
 # predict

@@ -20,12 +20,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from hanzoo.data.text_streams import AtomicFile
 from hanzoo.errors import DataError, HanzooError, nearest
-from hanzoo.evaluation.report import markdown_table, show_figure
+from hanzoo.evaluation.report import markdown_table, show_difference, show_figure, show_interval, show_p
 
 BEGIN = "<!-- figures:begin -->"
 END = "<!-- figures:end -->"
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Difference = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Metrics = dict[str, list[Share]]  # metric -> one figure a seed
 
@@ -39,6 +40,27 @@ class Published(_Strict):
 
     value: Share
     source: str
+
+
+class Against(_Strict):
+    """How the F1 differs from that of another figure of the folder, on the same sentences.
+
+    Attributes:
+        recipe, variant: the other figure.
+        weights_sha256: the hashes of the weights that it was compared with, one a seed: those of the other figure's file.
+        difference: this F1 (the mean over the seeds) minus the other, in 0-1.
+        interval: the two ends of its 95 % bootstrap interval over sentences.
+        p: the two-sided p-value of paired approximate randomisation over sentences.
+        rounds: how many times sentences were exchanged, and drawn.
+    """
+
+    recipe: str = Field(min_length=1)
+    variant: str
+    weights_sha256: list[str] = Field(min_length=1)
+    difference: Difference
+    interval: tuple[Difference, Difference]
+    p: Annotated[float, Field(gt=0, le=1)]
+    rounds: int = Field(ge=1)
 
 
 class Result(_Strict):
@@ -60,6 +82,7 @@ class Result(_Strict):
         best_epochs, sentences_per_second, legal, calibration, weights_sha256: a seed: the epoch that was selected, the speed of
             its training, the share of legal tag sequences, what calibration gave, the hash of its weights.
         versions: package -> version.
+        against: see Against.
         published: see Published.
         asked: what was aimed at ("at least 76"), in words.
         note: what a reader of the figure must know, in words.
@@ -88,6 +111,7 @@ class Result(_Strict):
     calibration: list[dict[str, Any] | None] = []
     weights_sha256: list[str] = []
     versions: dict[str, str] = {}
+    against: Against | None = None
     published: Published | None = None
     asked: str = ""
     note: str = ""
@@ -115,7 +139,11 @@ class Result(_Strict):
 
     @property
     def file_name(self) -> str:
-        return f"{self.recipe}.{self.variant}.json" if self.variant else f"{self.recipe}.json"
+        return _file_name(self)
+
+
+def _file_name(figure: Result | Against) -> str:
+    return f"{figure.recipe}.{figure.variant}.json" if figure.variant else f"{figure.recipe}.json"
 
 
 def read_results(folder: Path) -> list[Result]:
@@ -140,9 +168,27 @@ def read_results(folder: Path) -> list[Result]:
                 f"{path}: the file must be named {result.file_name}, as its recipe and variant say, but is not. Rename it."
             )
         results.append(result)
+    if not problems:
+        problems = [problem for result in results if (problem := _other_figure(folder, result, results))]
     if problems:
         raise DataError("\n".join(problems))
     return sorted(results, key=lambda result: (result.data, result.split, result.recipe, result.variant))
+
+
+def _other_figure(folder: Path, result: Result, results: Sequence[Result]) -> str:
+    """What is wrong with the figure that a figure was compared with; "" if nothing is."""
+    if result.against is None:
+        return ""
+    path, name = folder / result.file_name, _file_name(result.against)
+    other = next((other for other in results if other.file_name == name), None)
+    if other is None or other is result:
+        return f"{path}: against must name another figure of the folder, but names {name}. Record that one first."
+    if other.weights_sha256 != result.against.weights_sha256:
+        return (
+            f"{path}: against must be a comparison with the weights of {name}, but those were recorded again. "
+            "Write the file again with evaluate.py --against RUN --record."
+        )
+    return ""
 
 
 def _problem(path: Path, details: Any) -> str:
@@ -211,13 +257,16 @@ def headline_table(results: Sequence[Result], language: str) -> str:
     return markdown_table(_HEADINGS[language], rows, right=(4,))
 
 
-def _recipe(result: Result) -> str:
+def _recipe(result: Result | Against) -> str:
     return f"`{result.recipe}` ({result.variant})" if result.variant else f"`{result.recipe}`"
 
 
 def _figures(result: Result) -> str:
     lines = [show_figure(result.metrics["f1"], count_seeds=True)]
     lines += [f"{name}: {show_figure(metrics['f1'])}" for name, metrics in result.subsets.items() if "f1" in metrics]
+    if result.against:
+        difference, interval = show_difference(result.against.difference), show_interval(result.against.interval)
+        lines.append(f"{difference} ({interval}), p = {show_p(result.against.p)}, against {_recipe(result.against)}")
     return "<br>".join(lines)
 
 

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import hanzoo
 from hanzoo import cli
+from hanzoo.data.document import Document, Span
+from hanzoo.data.readers.spans import write as write_spans
 from hanzoo.errors import RunError
 from hanzoo.evaluation.cluener import LABELS
 from hanzoo.recipe import bundled_recipes
@@ -54,6 +58,16 @@ def seeds_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("seeds")
     recipe = write_recipe(folder / "tiny.yaml", recipe_of(write_corpus(folder / "corpus"), epochs=2))
     assert cli.train([str(recipe), "--run", str(folder / "run"), "--seeds", "1,2"]) == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def weak_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seeds that have learnt little of the same corpus."""
+    folder = tmp_path_factory.mktemp("weak")
+    recipe = write_recipe(folder / "weak.yaml", recipe_of(write_corpus(folder / "corpus"), epochs=1))
+    settings = ["train.optimizer.learning_rate=0.05"]
+    assert cli.train([str(recipe), *settings, "--run", str(folder / "run"), "--seeds", "1,2"]) == 0
     return folder / "run"
 
 
@@ -366,6 +380,121 @@ def test_the_recorded_figure_is_what_the_table_of_figures_reads(
     out, err = capsys.readouterr()
     assert out == ""
     assert "--record: must have one run, but has 2" in err
+
+
+def test_evaluate_against_another_run(run: Path, weak_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = weak_run / "seed-1", weak_run / "seed-2"
+    capsys.readouterr()
+    assert cli.evaluate([str(run), str(one), "--against", str(other)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    figures, differences = out.split(f"against {other}, 30 sentences\n")
+    assert [line.split()[0] for line in figures.splitlines()[2:5]] == [str(run), str(one), str(other)]
+    lines = differences.splitlines()
+    assert lines[0].split() == ["run", "F1", "difference", "95", "%", "interval", "p"]
+    told = {folder: hanzoo.evaluate(folder, against=other) for folder in (run, one)}
+    for line, folder in zip(lines[2:4], (run, one), strict=True):
+        said = told[folder]["against"]
+        low, high = said["interval"]
+        shown = [f"{100 * value:+.2f}" for value in (said["difference"], low, high)]
+        assert line.split() == [str(folder), shown[0], shown[1], "to", shown[2], f"{said['p']:.2g}"]
+        assert said["run"] == str(other)
+        assert said["difference"] == told[folder]["f1"] - hanzoo.evaluate(other)["f1"]
+        assert low < said["difference"] < high
+    assert told[run]["against"]["difference"] > 0.1
+    assert told[run]["against"]["p"] < 0.01, "a model that has learnt the corpus, against one that has not yet"
+    assert "paired approximate randomisation over sentences, two-sided, 10000 rounds" in differences
+    assert cli.evaluate([str(run), "--against", str(other), "--json"]) == 0
+    assert json_lines(capsys.readouterr().out) == [json.loads(json.dumps(told[run]))]
+    assert "against" not in hanzoo.evaluate(run)
+
+
+def test_several_seeds_are_compared_by_their_means(
+    seeds_run: Path, weak_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert cli.evaluate([str(seeds_run), str(weak_run), "--against", str(weak_run)]) == 0
+    out = capsys.readouterr().out
+    assert f"against {weak_run}, 30 sentences, means over 2 seeds\n" in out
+    assert out.index(f"against {weak_run}") > out.index("±")
+    assert len([line for line in out.splitlines() if line.startswith(f"{weak_run} ")]) == 2, "not shown twice a table"
+    assert re.search(rf"\n{weak_run} +\+0\.00 +\+0\.00 to \+0\.00 +1\n", out), "it does not differ from itself"
+    said = hanzoo.evaluate(seeds_run, against=weak_run)
+    means = [sum(hanzoo.evaluate(folder)["f1"]) / 2 for folder in (seeds_run, weak_run)]
+    assert said["against"]["difference"] == pytest.approx(means[0] - means[1], abs=1e-12)
+    for number in (1, 2):  # the same seeds in the other order
+        shutil.copytree(weak_run / f"seed-{number}", tmp_path / "turned" / f"seed-{3 - number}")
+    turned = hanzoo.evaluate(tmp_path / "turned", against=weak_run)["against"]
+    assert turned["difference"] == pytest.approx(0.0, abs=1e-12)
+    assert turned["p"] == 1.0
+
+
+def test_runs_that_cannot_be_compared_are_one_clear_error(
+    run: Path, seeds_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def error(*arguments: Path | str) -> str:
+        capsys.readouterr()
+        assert cli.evaluate([str(argument) for argument in arguments]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1
+        return err
+
+    said = error(run, "--against", seeds_run)
+    assert said.startswith(
+        f"{run}: seeds must be as many as in {seeds_run} (2), but are 1. Train those that are missing: "
+    )
+    assert "but are 2. " in error(seeds_run, "--against", run)
+    assert "must be a run directory" in error(run, "--against", tmp_path / "nothing")
+
+    documents = corpus(30, 407)
+    changed = {
+        "text": [*documents[:4], documents[5], *documents[5:]],
+        "entities": [*documents[:4], Document(documents[4].text), *documents[5:]],
+        "number": documents[:29],
+    }
+    changed["entities"][3] = Document(documents[3].text, (Span(0, 1, "name"),))
+    found = {}
+    for name, test in changed.items():
+        other = shutil.copytree(run, tmp_path / name)
+        write_spans(tmp_path / f"{name}.jsonl", test)
+        recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+        recipe["data"]["test"] = str(tmp_path / f"{name}.jsonl")
+        write_recipe(other / "recipe.yaml", recipe)
+        found[name] = error(run, "--against", other)
+        assert found[name].startswith(f"{run}: test must hold the sentences and entities of test in {other}")
+        assert "Compare runs of the same data" in found[name]
+        assert cli.evaluate([str(run), "--against", str(other), "--split", "dev"]) == 0, "these are the same"
+        assert cli.evaluate([str(run), "--against", str(other), "--file", str(tmp_path / "text.jsonl")]) == 0
+    assert f"but sentence 5 is {documents[4].text!r} instead of {documents[5].text!r}. " in found["text"]
+    assert f"but sentence 4, {documents[3].text!r}, has other entities. " in found["entities"]
+    assert "(29 sentences), but holds 30 sentences. " in found["number"]
+
+
+def test_a_figure_is_recorded_with_what_it_was_compared_with(
+    run: Path, weak_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, base = weak_run / "seed-1", tmp_path / "weak.few.json"
+    figure = [str(run), "--against", str(one), "--record", str(tmp_path / "tiny.json")]
+    assert (
+        cli.evaluate([str(one), "--variant", "dev", "--split", "dev", "--record", str(tmp_path / "weak.dev.json")]) == 0
+    )
+    capsys.readouterr()
+    assert cli.evaluate(figure) == 2
+    assert (
+        f"{one}: what a figure is compared with must be recorded in {tmp_path}, but is not. " in capsys.readouterr().err
+    )
+    assert not (tmp_path / "tiny.json").exists()
+    assert cli.evaluate([str(one), "--variant", "few", "--record", str(base)]) == 0
+    assert cli.evaluate(figure) == 0
+    (against,) = [result.against for result in read_results(tmp_path) if result.recipe == "tiny"]
+    assert against is not None
+    assert (against.recipe, against.variant) == ("weak", "few")
+    told = hanzoo.evaluate(run, against=one)["against"]
+    recorded = {"difference": against.difference, "interval": list(against.interval), "p": against.p}
+    assert {"run": str(one), **recorded, "rounds": against.rounds} == told
+    assert cli.evaluate([str(run), "--record", str(tmp_path / "tiny.json")]) == 0
+    assert [result.against for result in read_results(tmp_path)] == [None] * 3
 
 
 # --- predict ---------------------------------------------------------------------------------------------------------

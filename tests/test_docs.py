@@ -214,6 +214,8 @@ def _problem_of_call(name: str, arguments: list[str], runs: set[str]) -> str:
         runs.add(run)
         return ""
     named = [str(run) for run in (parsed.runs if name == "evaluate" else [parsed.run])]
+    if getattr(parsed, "against", None):
+        named.append(str(parsed.against))
     given = [parsed.file, parsed.submission] if name == "evaluate" else [parsed.file, parsed.output, parsed.html]
     unknown = [run for run in named if run not in runs]
     unknown += [str(file) for file in given if file is not None and str(file) not in {*OWN_FILES, "-"}]
@@ -248,6 +250,7 @@ def test_every_command_would_be_understood(
         "python train.py recipes/demo_bilstm_crf.yaml --seeds 1;2",
         "python evaluate.py runs/demo --split all",
         "python evaluate.py runs/other",
+        "python evaluate.py runs/demo --against runs/other",
         "python predict.py runs/demo other.txt",
         "python predict.py runs/demo texts.txt --json",
         "python serve.py runs/demo",

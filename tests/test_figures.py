@@ -97,6 +97,65 @@ def test_writing_twice_changes_nothing_and_check_sees_a_changed_figure(
     assert "make figures" in shown
 
 
+AGAINST: dict[str, Any] = {
+    "recipe": "cluener_bilstm_crf",
+    "variant": "",
+    "weights_sha256": ["a", "b", "c"],
+    "difference": -0.0053,
+    "interval": [-0.0141, 0.0044],
+    "p": 0.27137,
+    "rounds": 10000,
+}
+COMPARED: dict[str, Any] = {**RESULT, "variant": "ema", "against": AGAINST}
+
+
+def test_a_difference_stands_below_the_figure(tmp_path: Path) -> None:
+    root = house(tmp_path, {**RESULT, "weights_sha256": ["a", "b", "c"]}, COMPARED)
+    assert main(["--root", str(root)]) == 0
+    cell = "| 76.00 ± 1.00 (3)<br>-0.53 (-1.41 to +0.44), p = 0.27, against `cluener_bilstm_crf` |"
+    for name in TABLES:
+        text = (root / name).read_text(encoding="utf-8")
+        (row,) = (line for line in text.splitlines() if "`cluener_bilstm_crf` (ema)" in line)
+        assert cell in row, name
+        assert text.count("against") == 1
+
+
+@pytest.mark.parametrize(
+    ("weights", "against", "expected"),
+    [
+        (
+            ["a", "b", "d"],
+            {},
+            "against must be a comparison with the weights of cluener_bilstm_crf.json, but those were",
+        ),
+        (
+            ["a", "b", "c"],
+            {"variant": "fgm"},
+            "against must name another figure of the folder, but names cluener_bilstm_crf.fgm",
+        ),
+        (
+            ["a", "b", "c"],
+            {"variant": "ema"},
+            "against must name another figure of the folder, but names cluener_bilstm_crf.ema",
+        ),
+        (["a", "b", "c"], {"difference": -5.3}, "against.difference: Input should be greater than or equal to -1"),
+        (["a", "b", "c"], {"p": 0}, "against.p: Input should be greater than 0"),
+        (["a", "b", "c"], {"interval": [0.1]}, "against.interval.1 must be there"),
+        (["a", "b", "c"], {"run": "runs/x"}, "against.run must be a key of a result file, but is not"),
+    ],
+)
+def test_a_comparison_that_does_not_hold_any_more_is_refused(
+    tmp_path: Path, weights: list[str], against: dict[str, Any], expected: str
+) -> None:
+    compared = {**COMPARED, "against": AGAINST | against}
+    root = house(tmp_path, {**RESULT, "weights_sha256": weights}, compared)
+    with pytest.raises(DataError) as error:
+        read_results(root / "recipes" / "results")
+    assert str(error.value).startswith(f"{root / 'recipes' / 'results' / 'cluener_bilstm_crf.ema.json'}: ")
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def changed(**values: Any) -> dict[str, Any]:
     result = copy.deepcopy(RESULT)
     result.update(values)
