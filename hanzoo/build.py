@@ -121,7 +121,6 @@ def _train(
         say(f"over-sampling: an epoch trains {sum(repeats):.0f} sentences instead of {len(repeats)}")
     else:
         repeats = None
-    on_first(lambda: _begin_run(folder, recipe))
     trainer = Trainer(
         model,
         features,
@@ -134,6 +133,10 @@ def _train(
         resume,
         repeats,
     )
+    on_first(lambda: _begin_run(folder, recipe))  # nothing is written before the last mistake of a recipe can be found
+    suggestion = recipe.suggested_rates(num_ranks())
+    if suggestion:
+        say(suggestion)
     say(
         f"{recipe.name}: {len(features)} sentences, {sum(p.numel() for p in model.parameters()):,} weights, "
         f"{trainer.num_steps} steps on {describe_device(device)}; run directory {folder}"

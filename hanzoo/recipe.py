@@ -9,15 +9,16 @@ from __future__ import annotations
 import importlib.resources
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from hanzoo.errors import RecipeError, nearest
 from hanzoo.models.model import Settings, model_class, model_names
+from hanzoo.training.optimizers import scaled_rate
 from hanzoo.training.trainer import TrainSettings
 from hanzoo.training.trick import build_tricks, trick_class, trick_names
 
@@ -66,6 +67,21 @@ class EvaluateSettings(Settings):
     calibrate: bool = True
 
 
+class StepSize(NamedTuple):
+    """How much an optimizer step trains: `size` rows, or padded characters where the recipe limits those."""
+
+    size: int
+    unit: str
+
+
+def step_size(train: TrainSettings, ranks: int) -> StepSize:
+    """The size of a step over all its micro-batches and ranks."""
+    micro_batches = train.accumulation * ranks
+    if train.batch_characters:
+        return StepSize(train.batch_characters * micro_batches, "padded characters")
+    return StepSize(train.batch_size * micro_batches, "rows")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A recipe, checked.
@@ -79,6 +95,9 @@ class Recipe:
         train: section.
         tricks: settings of each trick, by its file name.
         evaluate: section.
+        file_step: how much a step trains as the file has it, without the settings of the command line; None where the file
+            is wrong without them.
+        overridden: the settings that the command line names.
     """
 
     name: str
@@ -89,6 +108,8 @@ class Recipe:
     train: TrainSettings
     tricks: Mapping[str, Settings]
     evaluate: EvaluateSettings
+    file_step: StepSize | None = None
+    overridden: frozenset[str] = frozenset()
 
     def to_dict(self) -> dict[str, Any]:
         """All settings, defaults included, as plain values."""
@@ -107,7 +128,32 @@ class Recipe:
     def with_seed(self, seed: int) -> Recipe:
         values = self.to_dict()
         values["train"]["seed"] = seed
-        return check_recipe(values, name=self.name, place=self.place)
+        changed = check_recipe(values, name=self.name, place=self.place)
+        return replace(changed, file_step=self.file_step, overridden=self.overridden)
+
+    def suggested_rates(self, ranks: int = 1) -> str | None:
+        """A line for people where a step trains more or less than the file's learning rate was chosen for. Nothing is changed.
+
+        Args:
+            ranks: processes that train together, each with its own micro-batches.
+
+        Returns:
+            The scaled rates, or None: a step is that of the file, or the command line names the rates itself.
+        """
+        step, of_file, settings = step_size(self.train, ranks), self.file_step, self.train.optimizer
+        if of_file is None or step.size == of_file.size or step.unit != of_file.unit:
+            return None
+        rates = []
+        for key, name in (("learning_rate", settings.name), ("sgd_learning_rate", "sgd")):
+            rate = getattr(settings, key)
+            if rate is not None and f"train.optimizer.{key}" not in self.overridden:
+                rates.append(f"train.optimizer.{key}={scaled_rate(name, rate, step.size, of_file.size):.3g}")
+        if not rates:
+            return None
+        return (
+            f"a step has {step.size} {step.unit}, but the rate of {self.place} is for {of_file.size}. Scaled with them (sgd in "
+            f"proportion, others by the square root) it is {' '.join(rates)}"
+        )
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -163,9 +209,20 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if any(override.partition("=")[0] in SOURCES for override in overrides):
         # another source on the command line takes the place of the recipe's, with all that belongs to it
         values["data"] = {}
+    file_step = _step_of_file(values.get("train"))
+    overridden: set[str] = set()
     for override in overrides:
-        _apply(values, override)
-    return check_recipe(values, name=name, place=place)
+        overridden |= _apply(values, override)
+    checked = check_recipe(values, name=name, place=place)
+    return replace(checked, file_step=file_step, overridden=frozenset(overridden))
+
+
+def _step_of_file(section: Any) -> StepSize | None:
+    """What a file's `train` section means; None where the command line has to mend it first."""
+    try:
+        return step_size(TrainSettings.model_validate({} if section is None else section), ranks=1)
+    except ValidationError:
+        return None
 
 
 def _read(recipe: str | Path, including: Sequence[Path]) -> tuple[str, str, dict[str, Any]]:
@@ -215,7 +272,8 @@ def _merge(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply(values: dict[str, Any], override: str) -> set[str]:
+    """Put a setting of the command line into a recipe's values; returns the settings that it names."""
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise RecipeError(f"command line: a setting must be key.sub=value, but is {override!r}.")
@@ -229,6 +287,16 @@ def _apply(values: dict[str, Any], override: str) -> None:
             raise RecipeError(f"command line: {path} must name a setting, but {parent} is a value, not a section.")
         section = inner
     section[last] = _parse_yaml(text, f"command line: the value of {path}")
+    return set(_settings_in(path, section[last]))
+
+
+def _settings_in(path: str, value: Any) -> Iterator[str]:
+    """The settings of a value: itself, or those of a section."""
+    if not isinstance(value, dict):
+        yield path
+        return
+    for key, inner in value.items():
+        yield from _settings_in(f"{path}.{key}", inner)
 
 
 def check_recipe(values: Mapping[str, Any], *, name: str, place: str) -> Recipe:
@@ -299,24 +367,51 @@ def _check(settings: type[S], values: Mapping[str, Any], where: str, mistakes: l
 
 def _describe(settings: type[BaseModel], where: str, error: ValidationError) -> Iterator[str]:
     for item in error.errors():
-        *parents, last = [str(part) for part in item["loc"]] or [""]
-        path = ".".join([where, *parents, last]).rstrip(".")
+        section, place, choices = _locate(settings, item["loc"])
+        path = ".".join([where, *place])
         if item["type"] == "extra_forbidden":
-            known = _known(settings, parents)
+            known = [] if section is None else list(section.model_fields)
+            parent = path.rpartition(".")[0]
+            kind = getattr(section, "model_fields", {}).get("name")
+            chosen = f" ({kind.default})" if kind is not None and choices else ""
+            others = [name for name, other in choices.items() if place[-1] in other.model_fields]
+            belongs = f" It belongs to {', '.join(others)}." if others else nearest(place[-1], known)
             yield (
-                f"{path} is not a setting of {'.'.join([where, *parents])}.{nearest(last, known)} "
-                f"Known: {', '.join(sorted(known)) or 'none'}."
+                f"{path} is not a setting of {parent}{chosen}.{belongs} Known: {', '.join(sorted(known)) or 'none'}."
             )
+        elif item["type"] == "union_tag_invalid":
+            given = item["ctx"]["tag"]
+            if isinstance(item["input"], Mapping):
+                yield f"{path}.name must be one of {', '.join(choices)}, but is {given!r}.{nearest(given, choices)}"
+            else:
+                yield f"{path}: must be a section, but is {item['input']!r}."
+        elif item["type"] == "value_error":  # of a validator of ours: it begins with the setting's name, and says all
+            yield f"{path}.{item['ctx']['error']}"
         else:
             message = item["msg"][0].lower() + item["msg"][1:]
             yield f"{path}: {message.replace('input should be', 'must be')}, but is {item.get('input')!r}."
 
 
-def _known(settings: type[BaseModel], parents: Sequence[str]) -> list[str]:
-    current = settings
-    for parent in parents:
-        inner = current.model_fields[parent].annotation if parent in current.model_fields else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return []
-        current = inner
-    return list(current.model_fields)
+def _locate(
+    settings: type[BaseModel], location: Sequence[int | str]
+) -> tuple[type[BaseModel] | None, list[str], dict[str, type[BaseModel]]]:
+    """Where an error lies: the section around it, its path as the recipe writes it, and the sections to choose from by name.
+
+    pydantic puts the chosen section's name into the location, where a section is one of several; the recipe has none there.
+    """
+    section: type[BaseModel] | None = settings
+    path: list[str] = []
+    choices: dict[str, type[BaseModel]] = {}
+    for part in map(str, location):
+        if section is None and part in choices:
+            section = choices[part]
+            continue
+        path.append(part)
+        annotation = section.model_fields[part].annotation if section and part in section.model_fields else None
+        if annotation is None:
+            continue
+        kinds = [get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in get_args(annotation)]
+        sections = [kind for kind in (annotation, *kinds) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        choices = {kind.model_fields["name"].default: kind for kind in sections if len(sections) > 1}
+        section = sections[0] if len(sections) == 1 else None
+    return section, path, choices

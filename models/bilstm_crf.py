@@ -263,6 +263,15 @@ class BiLSTMCRF(Tagger):
             if embedding is not None
         }
 
+    def depth(self, parameter: str) -> int:
+        match parameter.split("."):
+            case ["characters" | "bigrams", *_]:
+                return 0
+            case ["lstm", _, layer, *_]:  # lstm.forward_layers.0.weight_ih_l0
+                return 1 + int(layer)
+            case _:
+                return 1 + self.config.num_layers
+
     def decode(self, output: Tensor, batch: TaggingBatch) -> list[list[Span]]:
         return [self.tag_set.decode(path) for path in self._paths(output, batch)]
 

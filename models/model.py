@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from hanzoo.data.document import Document, Entity, Span, TaggedText
 from hanzoo.errors import RunError, nearest
+from hanzoo.models.layers.embedding import VocabularyEmbedding
 
 if TYPE_CHECKING:
     from hanzoo.data.catalogue import TaggingData
@@ -83,6 +84,11 @@ class AttackPoint:
     table: nn.Parameter | None = None
 
 
+def is_table(module: nn.Module) -> bool:
+    """Whether a module is an embedding table."""
+    return isinstance(module, VocabularyEmbedding | nn.Embedding)
+
+
 class Model(nn.Module, ABC):
     """What the trainer trains. Subclasses set `Config`, the fields of the recipe's `model` section."""
 
@@ -126,6 +132,16 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def attack_points(self, batch: Any) -> Mapping[str, AttackPoint]:
         """Where adversarial tricks may move the input, by name."""
+
+    def depth(self, parameter: str) -> int:
+        """The layer that a parameter belongs to: 0 = embeddings, one more a layer above; the greatest is the top.
+
+        Layer-wise decay of the learning rate reads it. Without more knowledge: embedding tables lie below all else.
+
+        Args:
+            parameter: its name, as in `named_parameters`.
+        """
+        return 0 if is_table(self.get_submodule(parameter.rpartition(".")[0])) else 1
 
     def after_step(self) -> None:
         """Called once after each optimizer step, for queues and momentum encoders."""
@@ -402,5 +418,5 @@ class Tagger(Model):
 
 __all__ = [
     "AttackPoint", "Batch", "Draw", "Features", "Model", "Settings", "Tagger",
-    "in_chunks", "load_model", "model_class", "model_names", "only_class", "read_description", "read_tensors",
+    "in_chunks", "is_table", "load_model", "model_class", "model_names", "only_class", "read_description", "read_tensors",
 ]  # fmt: skip

@@ -28,6 +28,26 @@ def test_a_metric_that_the_data_does_not_have_is_refused_before_training(recipe:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_rate_for_a_part_that_the_model_does_not_have_is_refused_before_anything_is_written(
+    recipe: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=r"rates: a name must be a part .* is 'carf'. Did you mean 'crf'\?"):
+        build.train(recipe, "train.optimizer.rates={carf: 5.0}", run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    build.train(recipe, "train.optimizer.rates={crf: 5.0}", run=tmp_path / "run")
+
+
+def test_a_rate_is_suggested_and_not_set(recipe: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    build.train(recipe, "train.batch_size=128", run=tmp_path / "run", say=said.append)
+    (line,) = (line for line in said if "a step has" in line)
+    assert "a step has 128 rows" in line
+    assert line.endswith(" train.optimizer.learning_rate=0.002")
+    assert build.read_recipe(tmp_path / "run").train.optimizer.learning_rate == 0.001
+    build.train(recipe, run=tmp_path / "again", say=said.append)
+    assert sum("a step has" in line for line in said) == 1
+
+
 def test_a_run_is_finished_when_all_of_it_is_there(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -255,3 +255,111 @@ def test_an_unknown_recipe_names_the_nearest_bundled_one() -> None:
         load_recipe("cluener_bilstm_cfr")
     with pytest.raises(RecipeError, match=r"neither\. Did you mean 'cluener_bilstm_crf'"):
         load_recipe("recipes/cluener_bilstm_cfr.yaml")
+
+
+# --- the schedule ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (
+            {"cycles": 3},
+            "train.schedule.cycles is not a setting of train.schedule (linear). It belongs to cosine_restarts.",
+        ),
+        (
+            {"name": "cosine", "patience": 3},
+            "train.schedule.patience is not a setting of train.schedule (cosine). It belongs",
+        ),
+        (
+            {"name": "cyclic", "half_perod": 0.1},
+            "train.schedule.half_perod is not a setting of train.schedule (cyclic). Did",
+        ),
+        (
+            {"name": "cosin"},
+            "train.schedule.name must be one of constant, linear, cosine, cosine_restarts, cyclic, plateau, ",
+        ),
+        ({"name": ["linear"]}, "train.schedule.name must be one of "),
+        ({"name": "plateau", "factor": 1.5}, "train.schedule.factor: must be less than 1, but is 1.5."),
+        ({"warmup": 1.0}, "train.schedule.warmup: must be less than 1, but is 1.0."),
+        (3, "train.schedule: must be a section, but is 3."),
+    ],
+)
+def test_a_wrong_schedule(schedule: Any, message: str) -> None:
+    mistakes = mistakes_in(MINIMAL | {"train": {"schedule": schedule}})
+    assert len(mistakes) == 1
+    assert mistakes[0].startswith(f"mine.yaml: {message}")
+
+
+def test_a_schedule_that_training_would_not_live_to_see() -> None:
+    plateau = {"name": "plateau", "patience": 2}
+    (mistake,) = mistakes_in(MINIMAL | {"train": {"patience": 2, "schedule": plateau}})
+    assert mistake.startswith("mine.yaml: train.schedule.patience must be below train.patience (2), but is 2")
+    for patience in (0, 3):
+        check_recipe(MINIMAL | {"train": {"patience": patience, "schedule": plateau}}, name="mine", place="mine.yaml")
+
+
+def test_a_schedule_on_the_command_line_takes_the_place_of_the_recipes(tmp_path: Path) -> None:
+    text = "data: {name: bundled}\nmodel: {name: bilstm_crf}\ntrain: {schedule: {name: cosine_restarts, cycles: 4}}\n"
+    path = write(tmp_path, text)
+    changed = load_recipe(path, ["train.schedule.warmup=0.2"]).train.schedule
+    assert changed.model_dump() == {"name": "cosine_restarts", "warmup": 0.2, "cycles": 4, "growth": 1, "floor": 0.0}
+    assert load_recipe(path, ["train.schedule={name: constant}"]).train.schedule.name == "constant"
+    with pytest.raises(RecipeError, match=r"cycles is not a setting of train\.schedule \(constant\)"):
+        load_recipe(path, ["train.schedule.name=constant"])
+    again = load_recipe(write(tmp_path, load_recipe(path).to_yaml(), "again.yaml"))
+    assert again.train.schedule == load_recipe(path).train.schedule
+
+
+# --- the rate that other rows suggest --------------------------------------------------------------------------------
+
+SWITCH = "train: {batch_size: 8, accumulation: 2, optimizer: {learning_rate: 0.01, sgd_from_epoch: 2, sgd_learning_rate: 0.1}}\n"
+
+
+@pytest.mark.parametrize(
+    ("train", "settings", "ranks", "rates"),
+    [
+        ("batch_size: 8", ["train.batch_size=32"], 1, ["learning_rate=0.02"]),
+        ("batch_size: 8", ["train.accumulation=4"], 1, ["learning_rate=0.02"]),
+        ("batch_size: 8", [], 4, ["learning_rate=0.02"]),
+        ("batch_size: 8", ["train.batch_size=2"], 1, ["learning_rate=0.005"]),
+        ("batch_size: 8", ["train.optimizer.name=sgd"], 4, ["learning_rate=0.04"]),
+        ("batch_size: 8", ["train.optimizer.name=adamax"], 4, ["learning_rate=0.02"]),
+        ("batch_characters: 800", [], 4, ["learning_rate=0.02"]),
+        # as it was, in other words
+        ("batch_size: 8", [], 1, []),
+        ("batch_size: 8", ["train.batch_size=4", "train.accumulation=2"], 1, []),
+        ("batch_size: 8", ["train.batch_size=4"], 2, []),
+        # the rate is named: also where it is the same, also inside a section
+        ("batch_size: 8", ["train.batch_size=32", "train.optimizer.learning_rate=0.01"], 1, []),
+        ("batch_size: 8", ["train.batch_size=32", "train.optimizer={learning_rate: 0.03}"], 1, []),
+        # rows against characters: nobody knows
+        ("batch_size: 8", ["train.batch_characters=900"], 1, []),
+        # both rates, or the one that is not named
+        (SWITCH, ["train.batch_size=32"], 1, ["learning_rate=0.02", "sgd_learning_rate=0.4"]),
+        (SWITCH, ["train.batch_size=32", "train.optimizer.learning_rate=0.03"], 1, ["sgd_learning_rate=0.4"]),
+    ],
+)  # fmt: skip
+def test_other_rows_than_the_files_suggest_another_rate(
+    tmp_path: Path, train: str, settings: list[str], ranks: int, rates: list[str]
+) -> None:
+    text = train if train == SWITCH else f"train: {{{train}, optimizer: {{learning_rate: 0.01}}}}\n"
+    path = write(tmp_path, f"data: {{name: bundled}}\nmodel: {{name: bilstm_crf}}\n{text}")
+    recipe = load_recipe(path, settings)
+    line = recipe.suggested_rates(ranks)
+    assert (line or "").split()[-len(rates) or 99 :] == [f"train.optimizer.{rate}" for rate in rates]
+    assert recipe.with_seed(5).suggested_rates(ranks) == line
+    assert recipe.to_dict() == recipe.with_seed(recipe.train.seed).to_dict()
+    if line:
+        assert "\n" not in line
+        assert str(path) in line
+
+
+def test_included_rows_count_and_a_file_that_needs_the_command_line_suggests_nothing(tmp_path: Path) -> None:
+    write(tmp_path, "data: {name: bundled}\nmodel: {name: bilstm_crf}\ntrain: {batch_size: 8}\n", "base.yaml")
+    path = write(tmp_path, "include: base.yaml\ntrain: {accumulation: 2}\n")
+    assert "a step has 32 rows, but the rate of" in str(load_recipe(path, ["train.batch_size=16"]).suggested_rates())
+    assert load_recipe(path).suggested_rates() is None
+    wrong = write(tmp_path, "include: base.yaml\ntrain: {batch_size: 0}\n", "wrong.yaml")
+    assert load_recipe(wrong, ["train.batch_size=16"]).suggested_rates() is None
+    assert check_recipe(MINIMAL, name="mine", place="mine.yaml").suggested_rates(2) is None

@@ -86,7 +86,14 @@ def trainer(
 ) -> Trainer:
     """A trainer of `model` on a few sentences; further settings are those of the `train` section."""
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = {"epochs": 1, "batch_size": 4, "clip": 0.0, "warmup": 0.0, "log_every": 1, "device": "cpu"} | settings
+    chosen = {
+        "epochs": 1,
+        "batch_size": 4,
+        "clip": 0.0,
+        "schedule": {"warmup": 0.0},
+        "log_every": 1,
+        "device": "cpu",
+    } | settings
     sections = {name: trick_class(name).Settings(**given) for name, given in (tricks or {}).items()}
     return Trainer(
         model,

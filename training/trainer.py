@@ -29,10 +29,10 @@ from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -42,9 +42,9 @@ from hanzoo.errors import RunError
 from hanzoo.models.model import Model, Settings
 from hanzoo.training.checkpoint import read_state, storage_error, write_folder, write_state
 from hanzoo.training.distributed import gather_objects, num_ranks, on_first, rank, sum_integers
-from hanzoo.training.optimizers import OptimizerSettings, build_optimizer
+from hanzoo.training.optimizers import OptimizerSettings, build_optimizer, describe_groups, parameter_groups
 from hanzoo.training.progress import Reporter
-from hanzoo.training.schedules import linear
+from hanzoo.training.schedules import LinearSchedule, PlateauSchedule, ScheduleSettings, factor
 from hanzoo.training.trick import Backward, Loss, LossFunction, MicroBatch, Trick, Window
 
 
@@ -52,14 +52,13 @@ class TrainSettings(Settings):
     """The `train` section of a recipe.
 
     Attributes:
-        epochs: passes over train; the schedule reaches 0 after the last.
+        epochs: passes over train; the schedule ends with the last.
         batch_size: sentences (or pairs) a micro-batch at most.
         batch_characters: padded characters a micro-batch at most, 0 = no such limit. Micro-batches of long texts are then smaller.
         accumulation: micro-batches an optimizer step and rank; N of them on M ranks equal one batch of N x M x batch_size.
         oversample: share of the sentences from which on a class is not rare; sentences with rarer ones are trained more often
             (repeat factor sampling); 0 = each once an epoch.
         clip: largest global L2 norm of the gradient; 0 = no clipping.
-        warmup: share of all steps until the peak rate.
         patience: epochs without a better dev figure after which training stops; 0 = never.
         precision: float32, or autocast to bfloat16, or on CUDA to float16 with a scaled loss (weights, gradients, optimizer and
             the CRF stay float32).
@@ -68,6 +67,7 @@ class TrainSettings(Settings):
         threads: of torch on the CPU; 0 leaves its choice. Part of what exact resume needs.
         log_every: steps between two records of the training loss.
         save_every: steps between two saved states; 0 = after each epoch only.
+        schedule: of the rate over the steps; see there.
         optimizer: see there.
         tricks: by file name in training/tricks/.
     """
@@ -78,7 +78,6 @@ class TrainSettings(Settings):
     accumulation: int = Field(default=1, ge=1)
     oversample: float = Field(default=0.0, ge=0.0, le=1.0)
     clip: float = Field(default=5.0, ge=0.0)
-    warmup: float = Field(default=0.05, ge=0.0, lt=1.0)
     patience: int = Field(default=0, ge=0)
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     seed: int = Field(default=1, ge=0)
@@ -86,8 +85,23 @@ class TrainSettings(Settings):
     threads: int = Field(default=0, ge=0, le=1024)
     log_every: int = Field(default=50, ge=1)
     save_every: int = Field(default=0, ge=0)
+    schedule: ScheduleSettings = LinearSchedule()
     optimizer: OptimizerSettings = OptimizerSettings()
     tricks: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _nothing_comes_too_late(self) -> Self:
+        if self.optimizer.sgd_from_epoch is not None and self.optimizer.sgd_from_epoch > self.epochs:
+            raise ValueError(
+                f"optimizer.sgd_from_epoch must be one of the {self.epochs} epochs, but is {self.optimizer.sgd_from_epoch}. "
+                "Lower it, or leave it out."
+            )
+        if isinstance(self.schedule, PlateauSchedule) and 0 < self.patience <= self.schedule.patience:
+            raise ValueError(
+                f"schedule.patience must be below train.patience ({self.patience}), but is {self.schedule.patience}: "
+                "training would stop before the rate is lowered. Lower it, or raise train.patience."
+            )
+        return self
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the run is saved and can go on
@@ -112,6 +126,7 @@ class Progress:
         best_step: step and
         best_epoch: epochs done when it was reached.
         waited: evaluations since.
+        dev_figures: the selecting metric of every evaluation, which the schedule may look at.
         nonfinite: steps that were left out because the gradient was not finite.
         seconds: spent in training and evaluation, over all starts.
         training_seconds: spent in steps alone, all but the first, which compiles;
@@ -126,6 +141,7 @@ class Progress:
     best_step: int = 0
     best_epoch: int = 0
     waited: int = 0
+    dev_figures: list[float] = field(default_factory=list)
     nonfinite: int = 0
     seconds: float = 0.0
     training_seconds: float = 0.0
@@ -201,6 +217,7 @@ class Trainer:
         self.metric = metric
         self.folder = folder
         self.identity = identity
+        self.optimizer_settings = settings.optimizer
         self.optimizer = build_optimizer(model, settings.optimizer)
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.repeats = repeats
@@ -249,8 +266,12 @@ class Trainer:
         """
         started = time.monotonic() - self.progress.seconds
         with self.reporter, self._signals():
+            self._say_groups()
             while self.progress.step < self.num_steps and not self._patience_is_over():
                 epoch = bisect_right(self.epoch_starts, self.progress.step) - 1
+                if self._use_optimizer_of(epoch):
+                    new = self.optimizer_settings
+                    self.reporter.say(f"epoch {epoch + 1}: {new.name} from here on, rate {new.learning_rate:g}")
                 for window in self._plan(epoch)[self.progress.step - self.epoch_starts[epoch] :]:
                     self._step(epoch, window)
                     self.progress.seconds = time.monotonic() - started
@@ -280,8 +301,8 @@ class Trainer:
             trick.before_step(self.model)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip or float("inf"))
-        rate = self.settings.optimizer.learning_rate * linear(
-            step, self.num_steps, round(self.settings.warmup * self.num_steps)
+        rate = self.optimizer_settings.learning_rate * factor(
+            self.settings.schedule, step, self.num_steps, self.progress.dev_figures
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
@@ -322,6 +343,20 @@ class Trainer:
             *units, interrupted, terminated = sum_integers([*units, *interrupts])
             self._agreed_signal = signal.SIGINT if interrupted else signal.SIGTERM if terminated else 0
         return dict(zip(parts, units, strict=True))
+
+    def _use_optimizer_of(self, epoch: int) -> bool:
+        """Begin a new optimizer, without slots, where an epoch has another one than there is; says whether it has."""
+        settings = self.settings.optimizer.in_epoch(epoch)
+        if settings == self.optimizer_settings:
+            return False
+        self.optimizer_settings = settings
+        self.optimizer = build_optimizer(self.model, settings)
+        return True
+
+    def _say_groups(self) -> None:
+        settings = self.optimizer_settings
+        for line in describe_groups(parameter_groups(self.model, settings), settings.learning_rate):
+            self.reporter.say(line)
 
     def _backward(self, window: Window) -> None:
         module = self._module if self._replica is None else self._replica
@@ -423,6 +458,7 @@ class Trainer:
         figures = dict(self.evaluate(self.model))
         value = float(figures[self.metric])
         better = self.progress.best is None or value > self.progress.best
+        self.progress.dev_figures.append(value)
         self._record({"step": self.progress.step, "epoch": epoch, "dev": figures, "best": better})
         shown = " ".join(f"{name} {figure:.4f}" for name, figure in figures.items() if isinstance(figure, float))
         self.reporter.say(f"epoch {epoch}/{self.settings.epochs} dev {shown}{' (best)' if better else ''}")
@@ -504,6 +540,8 @@ class Trainer:
             prefix = f"{type(trick).__name__}/"
             own = {name.removeprefix(prefix): t for name, t in groups["tricks"].items() if name.startswith(prefix)}
             trick.load_state(own, self.model)
+        # the slots are those of the last step's optimizer; where the next step has another, `fit` begins it
+        self._use_optimizer_of(max(0, bisect_right(self.epoch_starts, self.progress.step - 1) - 1))
         parameters = dict(self.model.named_parameters())
         for name, tensor in groups["optimizer"].items():
             parameter, _, slot = name.rpartition("/")

@@ -199,6 +199,22 @@ def test_kills_under_an_attack(server: Server, undisturbed: Path, tmp_path: Path
     assert results(run)["weights_sha256"] != results(undisturbed)["weights_sha256"]
 
 
+def test_kills_before_and_after_the_change_to_sgd(server: Server, undisturbed: Path, tmp_path: Path) -> None:
+    settings = (
+        "train.optimizer={learning_rate: 0.01, sgd_from_epoch: 2, sgd_learning_rate: 0.02}",
+        "train.schedule={name: plateau, patience: 1}",
+    )
+    assert server.train(tmp_path / "whole", *settings) == 0
+    run = tmp_path / "run"
+    assert server.train(run, *settings, when=reached(run, 17)) == -9
+    assert server.train(run, *settings, when=saving(run, 21)) == -9
+    assert server.train(run, *settings, when=reached(run, 43)) == -9
+    assert server.train(run, *settings) == 0
+    assert results(run)["weights_sha256"] == results(tmp_path / "whole")["weights_sha256"]
+    assert records(run) == records(tmp_path / "whole")
+    assert results(run)["weights_sha256"] != results(undisturbed)["weights_sha256"]
+
+
 def test_another_seed_ends_in_other_bits(server: Server, undisturbed: Path, tmp_path: Path) -> None:
     assert server.train(tmp_path / "run", "train.seed=2") == 0
     assert results(tmp_path / "run")["weights_sha256"] != results(undisturbed)["weights_sha256"]

@@ -23,7 +23,6 @@ from hanzoo.models.layers.embedding import VocabularyEmbedding
 from hanzoo.models.model import Model
 from hanzoo.training.checkpoint import tensors_sha256
 from hanzoo.training.optimizers import OptimizerSettings, build_optimizer
-from hanzoo.training.schedules import linear
 from hanzoo.training.trainer import MAX_NONFINITE, Interrupted, Trainer
 from tests import tiny
 
@@ -125,22 +124,10 @@ def test_bfloat16_keeps_weights_and_losses_in_float32(tmp_path: Path) -> None:
     assert losses["float32"] == pytest.approx(losses["bfloat16"], rel=0.02)
 
 
-# Schedule and optimizer.
+# Optimizer. More in test_optimizers.py, the schedules in test_schedules.py.
 
 
-def test_linear_schedule() -> None:
-    factors = [linear(step, 10, 2) for step in range(12)]
-    assert factors == pytest.approx([0.5, 1.0, 1.0, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0.0, 0.0])
-    assert [linear(step, 4, 0) for step in range(5)] == pytest.approx([1.0, 0.75, 0.5, 0.25, 0.0])
-
-
-def test_rates_follow_the_schedule(tmp_path: Path) -> None:
-    tiny.trainer(tiny.toy(), tmp_path, epochs=4, warmup=0.25, optimizer={"learning_rate": 0.02}).fit()
-    rates = [record["learning_rate"] for record in steps(tmp_path)]
-    assert rates == pytest.approx([0.02 * linear(step, 12, 3) for step in range(12)])
-
-
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "adamax", "sgd"])
 def test_each_parameter_is_trained_once_and_tables_do_not_decay(name: str) -> None:
     model = bilstm(num_layers=2)
     optimizer = build_optimizer(model, OptimizerSettings(name=name, weight_decay=0.1))  # type: ignore[arg-type]
@@ -363,7 +350,11 @@ def killed_then_resumed(folder: Path, at: int, make: Callable[[bool], Trainer]) 
     return trained.model
 
 
-@pytest.mark.parametrize("optimizer", [{"name": "adamw"}, {**SGD, "momentum": 0.9}], ids=["adamw", "sgd"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [{"name": "adamw"}, {"name": "adamax"}, {**SGD, "momentum": 0.9}, SGD],
+    ids=["adamw", "adamax", "momentum", "sgd"],
+)
 @pytest.mark.parametrize("at", [0, 2, 3, 7, 11, 12, 17])
 def test_a_kill_at_any_step_ends_in_the_same_bits(tmp_path: Path, at: int, optimizer: dict[str, Any]) -> None:
     def make(folder: Path, resume: bool) -> Trainer:
@@ -373,7 +364,7 @@ def test_a_kill_at_any_step_ends_in_the_same_bits(tmp_path: Path, at: int, optim
             return {"f1": -float(sum(p.detach().abs().sum() for p in model.parameters())) + 0 * next(figures)}
 
         return tiny.trainer(
-            tiny.toy(dropout=0.4), folder, epochs=6, save_every=2, log_every=4, clip=1.0, warmup=0.2, resume=resume,
+            tiny.toy(dropout=0.4), folder, epochs=6, save_every=2, log_every=4, clip=1.0, schedule={"warmup": 0.2}, resume=resume,
             evaluate=evaluate, optimizer={**optimizer, "learning_rate": 0.01},
         )  # fmt: skip
 
