@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hanzoo.data.files import storage_errors
 from hanzoo.data.vectors import Vectors
-from hanzoo.errors import DataError, RunError, StorageError
+from hanzoo.errors import DataError, RunError
 
 PADDING = 0
 UNKNOWN = 1
@@ -187,13 +188,8 @@ class Vocabulary:
             StorageError: the file cannot be written.
         """
         content = {"format": _FORMAT, "trained": self.trained, "frozen": self.frozen}
-        try:
+        with storage_errors(path):
             path.write_text(json.dumps(content), encoding="ascii")
-        except OSError as error:
-            raise StorageError(
-                f"{path}: the vocabulary must be written, but {error.strerror or error}. "
-                "Make room or choose another folder."
-            ) from None
 
     @classmethod
     def load(cls, path: Path) -> Vocabulary:

@@ -20,6 +20,7 @@ import hanzoo
 from hanzoo.data.batching import repeat_factors
 from hanzoo.data.catalogue import TaggingData, load_tagging_data, seen_in_train
 from hanzoo.data.document import Document, Span
+from hanzoo.data.files import write_file
 from hanzoo.data.randomness import reseed
 from hanzoo.data.readers import read_documents
 from hanzoo.errors import DataError, RecipeError, RunError
@@ -30,7 +31,7 @@ from hanzoo.evaluation.report import learning_curve, run_card, show_figure
 from hanzoo.evaluation.tagging import bootstrap_interval, legal_rate, score_entities, score_where
 from hanzoo.models.model import Model, Tagger, load_model, model_class
 from hanzoo.recipe import Recipe, load_recipe
-from hanzoo.training.checkpoint import recover, tensors_sha256, write_file, write_folder
+from hanzoo.training.checkpoint import GO_ON, recover, tensors_sha256, write_folder
 from hanzoo.training.distributed import gather_objects, joined, local_device, merge, num_ranks, on_first, rank, share
 from hanzoo.training.progress import peak_gigabytes
 from hanzoo.training.trainer import Trainer
@@ -160,8 +161,7 @@ def _train(
 
     def finish() -> dict[str, Any]:
         write_report(folder, recipe, results)
-        # last: it says "finished"
-        write_file(folder / "results.json", json.dumps(results, ensure_ascii=False, indent=1) + "\n")
+        write_results(folder, results)  # last: it says "finished"
         return results
 
     return on_first(finish)
@@ -191,7 +191,7 @@ def train_seeds(
         if earlier is not None:
             runs.setdefault(str(earlier["seed"]), earlier)
     results = {"recipe": recipe.name, "seeds": [int(seed) for seed in runs], "runs": runs}
-    write_file(run / "results.json", json.dumps(results, ensure_ascii=False, indent=1) + "\n")
+    write_results(run, results)
     learning_curve(
         [read_metrics(run / f"seed-{seed}") for seed in seeds],
         run / "curve.svg",
@@ -670,7 +670,12 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 def write_report(folder: Path, recipe: Recipe, results: Mapping[str, Any]) -> None:
     """Write curve.svg and the card, README.md, of a run."""
     learning_curve([read_metrics(folder)], folder / "curve.svg", title=f"{recipe.name}, seed {recipe.train.seed}")
-    write_file(folder / "README.md", run_card(results, recipe.to_dict(), str(folder)))
+    write_file(folder / "README.md", run_card(results, recipe.to_dict(), str(folder)), GO_ON)
+
+
+def write_results(folder: Path, results: Mapping[str, Any]) -> None:
+    """Write results.json of a run."""
+    write_file(folder / "results.json", json.dumps(results, ensure_ascii=False, indent=1) + "\n", GO_ON)
 
 
 def describe_data(data: TaggingData) -> dict[str, Any]:

@@ -8,10 +8,8 @@ flipped bit.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,11 +20,13 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hanzoo.errors import RunError, StorageError
+from hanzoo.data.files import storage_error, sync
+from hanzoo.errors import RunError
 from hanzoo.models.model import read_tensors
 
 MANIFEST = "MANIFEST.json"
 STATES_KEPT = 2
+GO_ON = "What was there before is still there. Make room, and go on with --resume where the run has begun."
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
@@ -47,30 +47,19 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
         beside.mkdir()
         write(beside)
         for path in beside.rglob("*"):
-            _sync(path)
-        _sync(beside)
+            sync(path)
+        sync(beside)
         if folder.exists():
             folder.rename(old)
         beside.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException as error:
         shutil.rmtree(beside, ignore_errors=True)
         recover(folder)
         if isinstance(error, OSError | SafetensorError):
-            raise storage_error(folder, error) from error
+            raise storage_error(folder, error, GO_ON) from error
         raise
-
-
-def storage_error(path: Path, error: Exception) -> StorageError:
-    """The one clear error for a failed write to `path`."""
-    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    full = getattr(error, "errno", None) in numbers or any(f"(os error {number})" in str(error) for number in numbers)
-    cause = "the disk is full" if full else str(error)
-    return StorageError(
-        f"{path}: must be written, but {cause}. What was there before is still there; make room (or pass --run with "
-        "another place) and go on with --resume."
-    )
 
 
 def recover(folder: Path) -> None:
@@ -84,18 +73,6 @@ def recover(folder: Path) -> None:
     beside = folder.with_name(f".{folder.name}.new")
     if beside.exists():
         shutil.rmtree(beside)
-
-
-def write_file(path: Path, content: str) -> None:
-    """Replace a text file as a whole. Raises StorageError; the old content is then still there."""
-    beside = path.with_name(f".{path.name}.new")
-    try:
-        beside.write_text(content, encoding="utf-8")
-        _sync(beside)
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise storage_error(path, error) from error
 
 
 def write_state(folder: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -180,11 +157,3 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -405,7 +405,7 @@ def test_writing_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="side by side"):
         spans.write(path, [Document("二"), Document("\ud83d\ude00")])
     assert path.read_bytes() == before
-    with pytest.raises(StorageError, match=r"folder.data.jsonl: the file must be writable"):
+    with pytest.raises(StorageError, match=r"folder.data.jsonl: must be written"):
         spans.write(tmp_path / "folder" / "data.jsonl", [Document("二")])
     assert [left.name for left in tmp_path.iterdir()] == ["data.jsonl"]
 
