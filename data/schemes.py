@@ -165,23 +165,6 @@ def _ordered(length: int, spans: Iterable[Span]) -> list[Span]:
     return ordered
 
 
-def spans_to_tags(length: int, spans: Iterable[Span], scheme: Scheme) -> list[str]:
-    """Write spans as one tag a token.
-
-    Args:
-        length: the number of tokens.
-        spans: half-open, in positions of tokens, in any order.
-        scheme: the scheme to write.
-
-    Raises:
-        ValueError: spans overlap (see `flatten`), or one lies outside `range(length)` or is empty.
-    """
-    tags = ["O"] * length
-    for start, end, label in _ordered(length, spans):
-        tags[start:end] = [f"{letter}-{label}" for letter in _letters_of(end - start, scheme)]
-    return tags
-
-
 def flatten(spans: Iterable[Span]) -> tuple[list[Span], list[Span]]:
     """Choose spans that do not overlap: the longer first, then the earlier, then the label first in order.
 

@@ -76,31 +76,6 @@ def _lower(text: str) -> str:
     return "".join(lower if len(lower) == 1 else character for character, lower in lowered)  # İ has two in lower case
 
 
-@dataclass(frozen=True, slots=True)
-class Coverage:
-    """How a vocabulary meets the tokens of a text: counts of occurrences.
-
-    Attributes:
-        own: with a row of their own.
-        folded: with the row of another form (width, case).
-        unknown: without a row.
-    """
-
-    own: int
-    folded: int
-    unknown: int
-
-    @property
-    def total(self) -> int:
-        return self.own + self.folded + self.unknown
-
-    @property
-    def shares(self) -> tuple[float, float, float]:
-        """Shares of (own, folded, unknown) in [0, 1]; all 0 for no tokens."""
-        total = max(self.total, 1)
-        return self.own / total, self.folded / total, self.unknown / total
-
-
 class _Rows(dict[str, int]):
     """Token -> row; a token without one gets that of its first known form, or `UNKNOWN`. Misses are not stored: memory
     stays constant over any amount of text."""
@@ -173,13 +148,6 @@ class Vocabulary:
             (tokens,) int64 in [1, len(self)); rows from `num_trained_rows` on lie in the frozen zone.
         """
         return np.fromiter(map(self._rows.__getitem__, tokens), dtype=np.int64)
-
-    def coverage(self, tokens: Iterable[str] | Mapping[str, int]) -> Coverage:
-        """Count how tokens are met; a mapping gives the number of occurrences of each token."""
-        counts = Counter(tokens)
-        own = sum(count for token, count in counts.items() if token in self._rows)
-        known = sum(count for token, count in counts.items() if self._rows[token] != UNKNOWN)
-        return Coverage(own, known - own, counts.total() - known)
 
     def save(self, path: Path) -> None:
         """Write both zones as JSON in ASCII: all else is escaped, so that no character is lost on the way.
