@@ -17,6 +17,7 @@ from typing import Any
 from hanzoo.data.document import Document, Span
 from hanzoo.data.files import AtomicFile
 from hanzoo.data.readers import ReadingReport, identifier, parse_json, read_lines, shorten
+from hanzoo.data.schemes import LABEL_RULE, is_label
 from hanzoo.errors import DataError
 
 _KEYS = ("entities", "spans", "label")
@@ -61,8 +62,8 @@ def _span(entity: Any, text: str, where: str) -> Span:
         )
     if type(start) is not int or type(end) is not int:
         raise DataError(f"{where}: start and end must be integers, but are {start!r} and {end!r}. Mend the line.")
-    if not isinstance(label, str) or not label.strip():
-        raise DataError(f"{where}: a label must be a string that is not empty, but is {shorten(label)}. Mend the line.")
+    if not is_label(label):
+        raise DataError(f"{where}: a label must be {LABEL_RULE}, but is {shorten(label)}. Mend the line.")
     if not 0 <= start < end <= len(text):
         raise DataError(
             f"{where}: 0 <= start < end <= {len(text)} must hold, but the {label!r} is {start} to {end}. "
