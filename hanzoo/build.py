@@ -8,7 +8,7 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from hanzoo.evaluation.report import learning_curve, run_card, show_figure
 from hanzoo.evaluation.tagging import bootstrap_interval, legal_rate, score_entities, score_where
 from hanzoo.models.model import Model, Tagger, load_model, model_class
 from hanzoo.recipe import Recipe, load_recipe
-from hanzoo.training.checkpoint import GO_ON, recover, tensors_sha256, write_folder
+from hanzoo.training.checkpoint import GO_ON, LOCK, clear_leftovers, locked, tensors_sha256, write_folder
 from hanzoo.training.distributed import gather_objects, joined, local_device, merge, num_ranks, on_first, rank, share
 from hanzoo.training.progress import peak_gigabytes
 from hanzoo.training.trainer import Trainer
@@ -70,28 +70,54 @@ def train(
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
+    recipe = recipe.located()
     folder = Path(run) if run is not None else Path("runs") / recipe.name
     device = choose_device(recipe.train.device)
-    with joined(device.type):
+    with joined(device.type), _settings_of_training(recipe, device), contextlib.ExitStack() as held:
+        on_first(lambda: _take_run(held, folder, recipe, resume))
         return _train(recipe, folder, resume, device, command, say if rank() == 0 else lambda line: None)
+
+
+@contextlib.contextmanager
+def _settings_of_training(recipe: Recipe, device: torch.device) -> Iterator[None]:
+    """Torch as a training needs it: deterministic, with the recipe's threads. Afterwards it is as the caller had it."""
+    memory = torch.utils.deterministic
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warns, fills, threads = (
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        memory.fill_uninitialized_memory,  # type: ignore[attr-defined]
+        torch.get_num_threads(),
+    )
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            torch.use_deterministic_algorithms(True)
+            # nothing reads such memory; filling it costs a tenth of a step
+            memory.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+            if recipe.train.threads:
+                torch.set_num_threads(recipe.train.threads)
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            memory.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
+            torch.use_deterministic_algorithms(deterministic, warn_only=warns)
+
+
+def _take_run(held: contextlib.ExitStack, folder: Path, recipe: Recipe, resume: bool) -> None:
+    """Check the run directory, and hold it from here on."""
+    _check_run(folder, recipe, resume)  # before anything is written to it
+    held.enter_context(locked(folder))
+    _check_run(folder, recipe, resume)  # another may have been quicker
+    clear_leftovers(folder)
 
 
 def _train(
     recipe: Recipe, folder: Path, resume: bool, device: torch.device, command: str, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    on_first(lambda: _check_run(folder, recipe, resume))
     finished = on_first(lambda: _finished(folder))
     if finished is not None:
         say(f"{folder}: is finished already")
         return finished
     code = commit()  # now: the files may change while it trains
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = (  # type: ignore[attr-defined]
-        False  # nothing reads such memory; filling it costs a tenth of a step
-    )
-    if recipe.train.threads:
-        torch.set_num_threads(recipe.train.threads)
-
     data = load_data(recipe)
     for note in data.notes:
         say(note)
@@ -169,7 +195,7 @@ def _train(
 
 def _begin_run(folder: Path, recipe: Recipe) -> None:
     if not (folder / "recipe.yaml").is_file():
-        write_folder(folder, lambda target: write_file(target / "recipe.yaml", recipe.to_yaml()))
+        write_file(folder / "recipe.yaml", recipe.to_yaml())
 
 
 def train_seeds(
@@ -178,13 +204,14 @@ def train_seeds(
     """Train one run a seed in `run/seed-<n>`; a finished one is not trained again."""
     if (run / "recipe.yaml").is_file():
         raise RunError(f"{run}: must be a directory of several seeds, but holds a single run. Name another by --run.")
+    recipe = recipe.located()
     for seed in seeds:  # all of them before hours go into the first
         folder = run / f"seed-{seed}"
-        _check_run(folder, recipe.with_seed(seed), resume and folder.exists())
+        _check_run(folder, recipe.with_seed(seed), resume and not _is_new(folder))
     runs = {}
     for seed in seeds:
         folder = run / f"seed-{seed}"
-        going_on = resume and folder.exists()
+        going_on = resume and not _is_new(folder)
         runs[str(seed)] = train(recipe.with_seed(seed), run=folder, resume=going_on, command=command, say=say)
     for path in seed_folders(run):  # seeds of earlier calls stay part of the run
         earlier = _finished(path)
@@ -210,6 +237,11 @@ def _finished(folder: Path) -> dict[str, Any] | None:
     return results if isinstance(results, dict) and "splits" in results else None
 
 
+def _is_new(folder: Path) -> bool:
+    """Whether a run directory is absent or empty; a lock may have been left there by a process that was killed."""
+    return not folder.is_dir() or all(path.name == LOCK for path in folder.iterdir())
+
+
 def _check_run(folder: Path, recipe: Recipe, resume: bool) -> None:
     if folder.name in ("", ".."):
         raise RunError(
@@ -217,9 +249,7 @@ def _check_run(folder: Path, recipe: Recipe, resume: bool) -> None:
         )
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder}: a run directory must be a directory, but is a file. Name another by --run.")
-    recover(folder)
-    recover(folder / "model")
-    if not folder.exists() or not any(folder.iterdir()):
+    if _is_new(folder):
         if resume:
             raise RunError(f"{folder}: the run to go on with must be there, but is not. Start it without --resume.")
         return
@@ -227,7 +257,7 @@ def _check_run(folder: Path, recipe: Recipe, resume: bool) -> None:
         raise RunError(
             f"{folder}: the run directory must be new, but is there already. Go on with it by --resume, or name another by --run."
         )
-    saved = read_recipe(folder).to_dict()
+    saved = read_recipe(folder).located().to_dict()
     differences = _differences(saved, recipe.to_dict())
     if differences:
         raise RunError(

@@ -8,10 +8,14 @@ flipped bit.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +24,13 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hanzoo.data.files import storage_error, sync
+from hanzoo.data.files import PARTIAL, storage_error, storage_errors, sync
 from hanzoo.errors import RunError
 from hanzoo.models.model import read_tensors
 
 MANIFEST = "MANIFEST.json"
 STATES_KEPT = 2
+LOCK = ".lock"
 GO_ON = "What was there before is still there. Make room, and go on with --resume where the run has begun."
 
 
@@ -75,6 +80,66 @@ def recover(folder: Path) -> None:
         shutil.rmtree(beside)
 
 
+def clear_leftovers(run: Path) -> None:
+    """Finish or undo what a killed training left half-done in its run directory."""
+    recover(run / "model")
+    for path in [*run.glob("state/.*.old"), *run.glob("state/.*.new")]:
+        recover(path.with_name(path.name[1:-4]))
+    for path in run.glob(f".*{PARTIAL}"):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run directory for this process alone, made if need be; what was made and is still empty is removed at the end.
+
+    The lock is one of the system (flock) on the file .lock, so it ends with the process, however that ends. A file system
+    without locks does without.
+
+    Raises:
+        RunError: another process trains there.
+        StorageError: it cannot be written to.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    with storage_errors(folder):
+        handle = _take_lock(folder)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # who is so quick as to open it now sees that it is no longer in the folder
+            (folder / LOCK).unlink()
+            for path in made:
+                path.rmdir()
+        os.close(handle)
+
+
+def _take_lock(folder: Path) -> int:
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(handle), (folder / LOCK).stat()):
+                os.truncate(handle, 0)
+                os.write(handle, str(os.getpid()).encode())
+                return handle
+        except BlockingIOError:
+            holder = os.read(handle, 20).decode(errors="replace")
+            os.close(handle)
+            raise RunError(
+                f"{folder}: one process at a time must train in a run directory, but process {holder} is at it. "
+                "Wait for it, or name another by --run."
+            ) from None
+        except FileNotFoundError:  # whoever held it has just ended and removed it
+            pass
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                return handle
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
 def write_state(folder: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
     """Write a state folder: tensors.safetensors, state.json, MANIFEST.json; then drop all but the newest STATES_KEPT.
 
@@ -111,9 +176,6 @@ def read_state(states: Path, warn: Callable[[str], None]) -> tuple[dict[str, Ten
     Raises:
         RunError: there are states, but none of them is whole.
     """
-    if states.is_dir():
-        for path in states.glob(".*.new"):
-            shutil.rmtree(path, ignore_errors=True)
     broken: list[str] = []
     for folder in state_folders(states):
         problem = _problem(folder)
