@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from hanzoo.data.document import Document, Span
 from hanzoo.data.readers import ReadingReport, read_documents, tagged_document
-from hanzoo.data.schemes import detect_scheme
+from hanzoo.data.schemes import LABEL_RULE, detect_scheme, is_label
 from hanzoo.errors import DataError, RecipeError, nearest
 
 Split = Literal["train", "dev", "test"]
@@ -490,8 +490,11 @@ def _hub_spans(rows: Any, where: str, report: ReadingReport) -> list[Document]:
             entities = [dict(zip(entities, values, strict=True)) for values in zip(*entities.values(), strict=True)]
         for entity in entities:
             start, end, label = (entity.get(key) for key in ("start", "end", "label"))
-            if not (type(start) is int and type(end) is int and isinstance(label, str) and label):
-                raise DataError(f"{where}:{index}: an entity must have start, end and label, but is {entity}.")
+            if not (type(start) is int and type(end) is int and is_label(label)):
+                raise DataError(
+                    f"{where}:{index}: an entity must have start, end and a label ({LABEL_RULE}), but is {entity}. "
+                    "Use another data set."
+                )
             if not 0 <= start < end <= len(text):
                 raise DataError(
                     f"{where}:{index}: 0 <= start < end <= {len(text)} must hold, but the {label} is {start} to {end}. "

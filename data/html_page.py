@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from hanzoo.data.document import Entity
-from hanzoo.data.text_streams import AtomicFile
+from hanzoo.data.files import AtomicFile
 
 # Light backgrounds on which #1a1a1a keeps a contrast of at least 10:1, far apart for the colour-blind; the 13th label
 # starts again at the first, and its name tells the two apart.

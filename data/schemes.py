@@ -17,7 +17,7 @@ import functools
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeGuard, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,17 @@ _ENDS_WITH_E: frozenset[Scheme] = frozenset(("BMES", "BIOES"))
 _OUTSIDE = ("O", "")
 
 
+LABEL_RULE = "printable text without blanks around it"
+
+
+def is_label(label: object) -> TypeGuard[str]:
+    """Whether this may name a kind of entity: a string that is not empty, can be printed, and has no blanks around it.
+
+    Anything else could not stand in a tag, a line of a table, or a file of columns.
+    """
+    return isinstance(label, str) and bool(label) and label == label.strip() and label.isprintable()
+
+
 @functools.lru_cache(maxsize=4096)
 def split_tag(tag: str) -> tuple[str, str]:
     """Split a tag into its letter and its label: "B-PER.NAM" is ("B", "PER.NAM"), "O" is ("O", "").
@@ -47,7 +58,7 @@ def split_tag(tag: str) -> tuple[str, str]:
     if tag == "O":
         return _OUTSIDE
     letter, hyphen, label = tag.partition("-")
-    if letter not in ("B", "I", "M", "E", "S") or not hyphen or not label or label != label.strip():
+    if letter not in ("B", "I", "M", "E", "S") or not hyphen or not is_label(label):
         hint = " In BILOU write E for L and S for U." if hyphen and letter in ("L", "U") else ""
         raise DataError(f"a tag must be 'O' or one of B- I- M- E- S- and a label, but is {tag!r}.{hint} Mend the tag.")
     return letter, label
@@ -163,23 +174,6 @@ def _ordered(length: int, spans: Iterable[Span]) -> list[Span]:
             )
         reached = end
     return ordered
-
-
-def spans_to_tags(length: int, spans: Iterable[Span], scheme: Scheme) -> list[str]:
-    """Write spans as one tag a token.
-
-    Args:
-        length: the number of tokens.
-        spans: half-open, in positions of tokens, in any order.
-        scheme: the scheme to write.
-
-    Raises:
-        ValueError: spans overlap (see `flatten`), or one lies outside `range(length)` or is empty.
-    """
-    tags = ["O"] * length
-    for start, end, label in _ordered(length, spans):
-        tags[start:end] = [f"{letter}-{label}" for letter in _letters_of(end - start, scheme)]
-    return tags
 
 
 def flatten(spans: Iterable[Span]) -> tuple[list[Span], list[Span]]:

@@ -17,15 +17,12 @@ import base64
 import contextlib
 import csv
 import datetime
-import errno
 import gzip
 import io
 import json
 import math
 import os
 import re
-import shutil
-import stat
 import sys
 import zlib
 from abc import ABC, abstractmethod
@@ -36,6 +33,7 @@ from types import TracebackType
 from typing import IO, Any, Literal, Self, cast
 
 from hanzoo.data.document import Entity
+from hanzoo.data.files import AtomicFile, storage_errors
 from hanzoo.errors import DataError, StorageError
 
 Format = Literal["txt", "jsonl", "csv", "parquet"]
@@ -495,108 +493,13 @@ def _parquet_rows(file: Any, name: str, text_column: str) -> Iterator[Row]:
                 yield Row(text, None, record, place)
 
 
-class AtomicFile:
-    """A file to write bytes to that appears whole or not at all; a context manager.
-
-    It is written beside the target under a name that starts with a dot, flushed to the disk, and renamed into place at
-    the end of the `with` block; where the block raises, it is removed and the target is as it was. A target that is no
-    regular file (/dev/stdout, a named pipe) is written straight into; one that is a link is followed.
-
-    Raises:
-        StorageError: it cannot be created, written, flushed or renamed: no room, no permission, no such folder.
-        BrokenPipeError: the target is a pipe and its reader has gone.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        target = Path(os.path.realpath(self.path))
-        with storage_errors(str(self.path)):
-            self._target: Path | None = target
-            if target.is_dir():
-                raise IsADirectoryError(errno.EISDIR, "it is a folder")
-            if not target.parent.is_dir():
-                raise FileNotFoundError(errno.ENOENT, f"the folder {self.path.parent} does not exist")
-            if target.exists() and not stat.S_ISREG(target.stat().st_mode):
-                self._partial = target
-                self._target = None
-                self.stream: io.BufferedWriter = target.open("wb")
-                return
-            self._partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-            self.stream = self._partial.open("wb")
-            if target.exists():
-                shutil.copymode(target, self._partial)
-
-    def write(self, content: bytes) -> None:
-        with storage_errors(str(self.path)):
-            self.stream.write(content)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self._discard()
-            return
-        try:
-            with storage_errors(str(self.path)):
-                self._commit()
-        except BaseException:
-            self._discard()
-            raise
-
-    def _commit(self) -> None:
-        self.stream.flush()
-        if self._target is None:
-            self.stream.close()
-            return
-        os.fsync(self.stream.fileno())
-        self.stream.close()
-        self._partial.replace(self._target)
-        if hasattr(os, "O_DIRECTORY"):  # the rename itself reaches the disk with the folder; Windows has no such call
-            folder = os.open(self._target.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-
-    def _discard(self) -> None:
-        with contextlib.suppress(OSError):  # what could not be written before cannot be now, and is thrown away
-            self.stream.close()
-        if self._target is not None:
-            self._partial.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def storage_errors(name: str) -> Iterator[None]:
-    """Turn the system's refusal to write `name` into one StorageError. A closed pipe stays a BrokenPipeError."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise StorageError(
-            f"{name}: the output must be writable, but is not: {reason}. Nothing was left half-written. "
-            "Make room, or name another place."
-        ) from error
-
-
 class RowWriter(ABC):
     """Writes what was found, row by row, in the order given; a context manager.
 
     Where the `with` block ends without an error the output is complete; where it raises, an output file is left as it was
     before (lines on standard output have gone).
 
-    Attributes:
-        num_rows: rows written so far.
-        num_errors: those among them that hold an `error`.
     """
-
-    def __init__(self) -> None:
-        self.num_rows = 0
-        self.num_errors = 0
 
     def write(self, row: Row, entities: Sequence[Entity] | None) -> None:
         """Write one row with its entities; `entities` is not looked at (None will do) where the row has an error.
@@ -607,8 +510,6 @@ class RowWriter(ABC):
         """
         if row.error is None and entities is None:
             raise ValueError(f"{row.place}: a row without an error must come with its entities")
-        self.num_rows += 1
-        self.num_errors += row.error is not None
         self._write(row, entities or ())
 
     @abstractmethod
@@ -653,14 +554,13 @@ class StandardOutputWriter(RowWriter):
     """JSON lines to standard output, each flushed: the next command in the pipe sees a text as soon as it is tagged."""
 
     def __init__(self) -> None:
-        super().__init__()
         if sys.stdout is None:
             raise StorageError("standard output: must be open, but is closed. Name a file with --output.")
         sys.stdout.flush()
         self._stream = sys.stdout.buffer
 
     def _write(self, row: Row, entities: Sequence[Entity]) -> None:
-        with storage_errors("standard output"):
+        with storage_errors("standard output", "Make room, or name a file with --output."):
             try:
                 rest = memoryview(json_line(_json_record(row, entities)))
                 while rest:  # unbuffered (python -u), one write may take a part only
@@ -689,8 +589,7 @@ class JSONLinesWriter(RowWriter):
     """JSON lines into a file, compressed where its name ends in .gz."""
 
     def __init__(self, output: Path) -> None:
-        super().__init__()
-        self._file = _TextFile(output)
+        self._file = AtomicFile(output)
 
     def _write(self, row: Row, entities: Sequence[Entity]) -> None:
         self._file.write(json_line(_json_record(row, entities)))
@@ -705,9 +604,8 @@ class CSVWriter(RowWriter):
     """The input's columns and order, then `entities` (JSON; empty where there is an error) and `error`."""
 
     def __init__(self, output: Path, header: Sequence[str], *, has_bom: bool) -> None:
-        super().__init__()
         self._columns = [column for column in header if column not in ADDED_COLUMNS]
-        self._file = _TextFile(output)
+        self._file = AtomicFile(output)
         self._records = csv.writer(_CSVLines(self._file))
         if has_bom:
             self._file.write(_BOM)
@@ -725,38 +623,6 @@ class CSVWriter(RowWriter):
         self._file.__exit__(kind, error, trace)
 
 
-class _TextFile:
-    """An AtomicFile, with the compression that its name asks for."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = AtomicFile(path)
-        self._gzip: gzip.GzipFile | None = None
-        if path.suffix.lower() == ".gz":
-            # Without name and time, so that equal content is equal bytes.
-            self._gzip = gzip.GzipFile(filename="", mode="wb", fileobj=self._file.stream, mtime=0)
-
-    def write(self, content: bytes) -> None:
-        if self._gzip is None:
-            self._file.write(content)
-        else:
-            with storage_errors(str(self._file.path)):
-                self._gzip.write(content)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if self._gzip is not None:
-                with storage_errors(str(self._file.path)):
-                    self._gzip.close()
-        except (StorageError, BrokenPipeError) as failure:
-            self._file.__exit__(type(failure), failure, failure.__traceback__)
-            if kind is None:
-                raise
-        else:
-            self._file.__exit__(kind, error, trace)
-
-
 class _CSVLines:
     """What csv.writer writes to.
 
@@ -764,7 +630,7 @@ class _CSVLines:
     record could not be read back); the line itself ends in "\\n".
     """
 
-    def __init__(self, file: _TextFile) -> None:
+    def __init__(self, file: AtomicFile) -> None:
         self._file = file
 
     def write(self, line: str) -> None:
@@ -775,7 +641,6 @@ class ParquetWriter(RowWriter):
     """The input's columns with their types, then `entities` (list of structs, null where there is an error) and `error`."""
 
     def __init__(self, output: Path, schema: Any) -> None:
-        super().__init__()
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -801,7 +666,7 @@ class ParquetWriter(RowWriter):
         self._num_bytes = 0
         self._file = AtomicFile(output)
         try:
-            with storage_errors(str(output)):
+            with storage_errors(output):
                 self._writer = pq.ParquetWriter(self._file.stream, self._schema)
         except BaseException as error:
             self._file.__exit__(type(error), error, error.__traceback__)
@@ -842,7 +707,7 @@ class ParquetWriter(RowWriter):
         import pyarrow as pa
 
         if self._batches:
-            with storage_errors(str(self._file.path)):
+            with storage_errors(self._file.path):
                 self._writer.write_table(pa.Table.from_batches(self._batches, schema=self._schema))
         self._batches.clear()
         self._num_waiting = self._num_bytes = 0
@@ -854,7 +719,7 @@ class ParquetWriter(RowWriter):
             if kind is None:
                 self._convert()
                 self._write_row_group()
-            with storage_errors(str(self._file.path)):
+            with storage_errors(self._file.path):
                 self._writer.close()
         except BaseException as failure:
             self._file.__exit__(type(failure), failure, failure.__traceback__)

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import re
-import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from hanzoo.data.files import beside, expanded, reason_of
 from hanzoo.errors import DataError
 
 BAD_ROWS_ALLOWED = 0.05  # a share of the rows; with more, the file has another format or its header another dimension
@@ -112,9 +112,9 @@ def load_vectors(name_or_path: str | Path, *, cache: Path | None = None) -> Vect
 
 def _find(name_or_path: str | Path) -> Path:
     folder = os.environ.get("HANZOO_VECTORS", "")
-    places = [_expanded(name_or_path)]
+    places = [expanded(name_or_path)]
     if folder:
-        places.append(_expanded(folder) / name_or_path)
+        places.append(expanded(folder) / name_or_path)
     for place in places:
         for path in (place, place.with_name(place.name + ".gz") if place.name else place):
             if path.is_file():
@@ -125,13 +125,6 @@ def _find(name_or_path: str | Path) -> Path:
         f"{name_or_path}: vectors must be a file in word2vec text form (plain or .gz), but there is none "
         f"(looked for: {looked}{unset}). Set HANZOO_VECTORS to the folder that holds it, or give its path."
     )
-
-
-def _expanded(path: str | Path) -> Path:
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:  # ~ without a home folder, or of a user that is not there: then a name like any other
-        return Path(path)
 
 
 def _sha256(path: Path) -> str:
@@ -368,7 +361,7 @@ def _cache_folder(cache: Path | None) -> tuple[Path | None, str]:
     if cache is None:
         own, shared = os.environ.get("HANZOO_CACHE"), os.environ.get("XDG_CACHE_HOME")
         try:
-            cache = _expanded(own) if own else (Path(shared) if shared else Path.home() / ".cache") / "hanzoo"
+            cache = expanded(own) if own else (Path(shared) if shared else Path.home() / ".cache") / "hanzoo"
         except RuntimeError as error:  # no home folder, as in some containers
             return None, str(error)
     return cache / "vectors", ""
@@ -392,7 +385,6 @@ def _read_cache(path: Path, digest: str) -> Vectors | None:
 
 def _write_cache(path: Path, vectors: Vectors) -> str:
     """Keep the parsed vectors; return an empty string, or the reason why that was not possible."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
     text = np.frombuffer("\n".join(vectors.words).encode("utf-8"), dtype=np.uint8)
     about = {
         "format": CACHE_FORMAT,
@@ -403,18 +395,10 @@ def _write_cache(path: Path, vectors: Vectors) -> str:
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            beside.touch()
-            mode = beside.stat().st_mode
-            save_file({"matrix": vectors.matrix, "words": text}, beside, metadata=about)
-            beside.chmod(mode)  # safetensors makes it 0600: a cache that a group shares would serve one user alone
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        return f"{path.parent}: {error.strerror or error}"
-    except SafetensorError as error:
-        return f"{path.parent}: {error}"
+        with beside(path) as partial:
+            save_file({"matrix": vectors.matrix, "words": text}, partial, metadata=about)
+    except (OSError, SafetensorError) as error:
+        return f"{path.parent}: {reason_of(error)}"
     return ""
 
 

@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hanzoo.data.files import storage_errors
 from hanzoo.data.vectors import Vectors
-from hanzoo.errors import DataError, RunError, StorageError
+from hanzoo.errors import DataError, RunError
 
 PADDING = 0
 UNKNOWN = 1
@@ -73,31 +74,6 @@ def other_forms(token: str) -> Iterator[str]:
 def _lower(text: str) -> str:
     lowered = [(character, character.lower()) for character in text]
     return "".join(lower if len(lower) == 1 else character for character, lower in lowered)  # İ has two in lower case
-
-
-@dataclass(frozen=True, slots=True)
-class Coverage:
-    """How a vocabulary meets the tokens of a text: counts of occurrences.
-
-    Attributes:
-        own: with a row of their own.
-        folded: with the row of another form (width, case).
-        unknown: without a row.
-    """
-
-    own: int
-    folded: int
-    unknown: int
-
-    @property
-    def total(self) -> int:
-        return self.own + self.folded + self.unknown
-
-    @property
-    def shares(self) -> tuple[float, float, float]:
-        """Shares of (own, folded, unknown) in [0, 1]; all 0 for no tokens."""
-        total = max(self.total, 1)
-        return self.own / total, self.folded / total, self.unknown / total
 
 
 class _Rows(dict[str, int]):
@@ -173,13 +149,6 @@ class Vocabulary:
         """
         return np.fromiter(map(self._rows.__getitem__, tokens), dtype=np.int64)
 
-    def coverage(self, tokens: Iterable[str] | Mapping[str, int]) -> Coverage:
-        """Count how tokens are met; a mapping gives the number of occurrences of each token."""
-        counts = Counter(tokens)
-        own = sum(count for token, count in counts.items() if token in self._rows)
-        known = sum(count for token, count in counts.items() if self._rows[token] != UNKNOWN)
-        return Coverage(own, known - own, counts.total() - known)
-
     def save(self, path: Path) -> None:
         """Write both zones as JSON in ASCII: all else is escaped, so that no character is lost on the way.
 
@@ -187,13 +156,8 @@ class Vocabulary:
             StorageError: the file cannot be written.
         """
         content = {"format": _FORMAT, "trained": self.trained, "frozen": self.frozen}
-        try:
+        with storage_errors(path):
             path.write_text(json.dumps(content), encoding="ascii")
-        except OSError as error:
-            raise StorageError(
-                f"{path}: the vocabulary must be written, but {error.strerror or error}. "
-                "Make room or choose another folder."
-            ) from None
 
     @classmethod
     def load(cls, path: Path) -> Vocabulary:

@@ -12,7 +12,6 @@ Cost: linear in the number of spans.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -22,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from hanzoo.data.document import Span
-from hanzoo.errors import DataError, StorageError
+from hanzoo.data.files import write_file
+from hanzoo.errors import DataError
 from hanzoo.evaluation.tagging import Counts
 
 LABELS = (
@@ -135,7 +135,7 @@ def write_submission(
             places.append([span.start, span.end - 1])
         line = json.dumps({"id": identifier, "label": label}, ensure_ascii=False)
         lines.append(_LONE_SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", line) + "\n")
-    _replace_file(target, "".join(lines).encode("utf-8"))
+    write_file(target, "".join(lines))
 
 
 def _mention(text: str, span: Span) -> str:
@@ -148,23 +148,3 @@ def _require_same_length(expected: int, **given: int) -> None:
     for name, length in given.items():
         if length != expected:
             raise ValueError(f"{name} must hold one entry a text ({expected}), but holds {length}.")
-
-
-def _replace_file(target: Path, content: bytes) -> None:
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())  # or a crash after the rename could leave an empty file under the final name
-            partial.replace(target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                partial.unlink()
-            raise
-    except OSError as error:
-        raise StorageError(
-            f"{target}: the submission must be written here, but that failed: {error.strerror or error}. "
-            "Give a file in an existing folder with room and the right to write."
-        ) from error

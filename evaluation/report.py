@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from hanzoo.data.text_streams import AtomicFile
+from hanzoo.data.files import AtomicFile
 
 Figure = float | Sequence[float]  # 0-1; one value, or one value a seed
 

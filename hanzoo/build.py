@@ -8,7 +8,7 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import hanzoo
 from hanzoo.data.batching import repeat_factors
 from hanzoo.data.catalogue import TaggingData, load_tagging_data, seen_in_train
 from hanzoo.data.document import Document, Span
+from hanzoo.data.files import write_file
 from hanzoo.data.randomness import reseed
 from hanzoo.data.readers import read_documents
 from hanzoo.errors import DataError, RecipeError, RunError
@@ -38,7 +39,7 @@ from hanzoo.evaluation.tagging import (
 )
 from hanzoo.models.model import Model, Tagger, load_model, model_class
 from hanzoo.recipe import Recipe, load_recipe
-from hanzoo.training.checkpoint import recover, tensors_sha256, write_file, write_folder
+from hanzoo.training.checkpoint import GO_ON, LOCK, clear_leftovers, locked, tensors_sha256, write_folder
 from hanzoo.training.distributed import gather_objects, joined, local_device, merge, num_ranks, on_first, rank, share
 from hanzoo.training.progress import peak_gigabytes
 from hanzoo.training.trainer import Trainer
@@ -77,28 +78,54 @@ def train(
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
+    recipe = recipe.located()
     folder = Path(run) if run is not None else Path("runs") / recipe.name
     device = choose_device(recipe.train.device)
-    with joined(device.type):
+    with joined(device.type), _settings_of_training(recipe, device), contextlib.ExitStack() as held:
+        on_first(lambda: _take_run(held, folder, recipe, resume))
         return _train(recipe, folder, resume, device, command, say if rank() == 0 else lambda line: None)
+
+
+@contextlib.contextmanager
+def _settings_of_training(recipe: Recipe, device: torch.device) -> Iterator[None]:
+    """Torch as a training needs it: deterministic, with the recipe's threads. Afterwards it is as the caller had it."""
+    memory = torch.utils.deterministic
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warns, fills, threads = (
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        memory.fill_uninitialized_memory,  # type: ignore[attr-defined]
+        torch.get_num_threads(),
+    )
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            torch.use_deterministic_algorithms(True)
+            # nothing reads such memory; filling it costs a tenth of a step
+            memory.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+            if recipe.train.threads:
+                torch.set_num_threads(recipe.train.threads)
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            memory.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
+            torch.use_deterministic_algorithms(deterministic, warn_only=warns)
+
+
+def _take_run(held: contextlib.ExitStack, folder: Path, recipe: Recipe, resume: bool) -> None:
+    """Check the run directory, and hold it from here on."""
+    _check_run(folder, recipe, resume)  # before anything is written to it
+    held.enter_context(locked(folder))
+    _check_run(folder, recipe, resume)  # another may have been quicker
+    clear_leftovers(folder)
 
 
 def _train(
     recipe: Recipe, folder: Path, resume: bool, device: torch.device, command: str, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    on_first(lambda: _check_run(folder, recipe, resume))
     finished = on_first(lambda: _finished(folder))
     if finished is not None:
         say(f"{folder}: is finished already")
         return finished
     code = commit()  # now: the files may change while it trains
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = (  # type: ignore[attr-defined]
-        False  # nothing reads such memory; filling it costs a tenth of a step
-    )
-    if recipe.train.threads:
-        torch.set_num_threads(recipe.train.threads)
-
     data = load_data(recipe)
     for note in data.notes:
         say(note)
@@ -171,8 +198,7 @@ def _train(
 
     def finish() -> dict[str, Any]:
         write_report(folder, recipe, results)
-        # last: it says "finished"
-        write_file(folder / "results.json", json.dumps(results, ensure_ascii=False, indent=1) + "\n")
+        write_results(folder, results)  # last: it says "finished"
         return results
 
     return on_first(finish)
@@ -180,7 +206,7 @@ def _train(
 
 def _begin_run(folder: Path, recipe: Recipe) -> None:
     if not (folder / "recipe.yaml").is_file():
-        write_folder(folder, lambda target: write_file(target / "recipe.yaml", recipe.to_yaml()))
+        write_file(folder / "recipe.yaml", recipe.to_yaml())
 
 
 def train_seeds(
@@ -189,20 +215,21 @@ def train_seeds(
     """Train one run a seed in `run/seed-<n>`; a finished one is not trained again."""
     if (run / "recipe.yaml").is_file():
         raise RunError(f"{run}: must be a directory of several seeds, but holds a single run. Name another by --run.")
+    recipe = recipe.located()
     for seed in seeds:  # all of them before hours go into the first
         folder = run / f"seed-{seed}"
-        _check_run(folder, recipe.with_seed(seed), resume and folder.exists())
+        _check_run(folder, recipe.with_seed(seed), resume and not _is_new(folder))
     runs = {}
     for seed in seeds:
         folder = run / f"seed-{seed}"
-        going_on = resume and folder.exists()
+        going_on = resume and not _is_new(folder)
         runs[str(seed)] = train(recipe.with_seed(seed), run=folder, resume=going_on, command=command, say=say)
     for path in seed_folders(run):  # seeds of earlier calls stay part of the run
         earlier = _finished(path)
         if earlier is not None:
             runs.setdefault(str(earlier["seed"]), earlier)
     results = {"recipe": recipe.name, "seeds": [int(seed) for seed in runs], "runs": runs}
-    write_file(run / "results.json", json.dumps(results, ensure_ascii=False, indent=1) + "\n")
+    write_results(run, results)
     learning_curve(
         [read_metrics(run / f"seed-{seed}") for seed in seeds],
         run / "curve.svg",
@@ -221,6 +248,11 @@ def _finished(folder: Path) -> dict[str, Any] | None:
     return results if isinstance(results, dict) and "splits" in results else None
 
 
+def _is_new(folder: Path) -> bool:
+    """Whether a run directory is absent or empty; a lock may have been left there by a process that was killed."""
+    return not folder.is_dir() or all(path.name == LOCK for path in folder.iterdir())
+
+
 def _check_run(folder: Path, recipe: Recipe, resume: bool) -> None:
     if folder.name in ("", ".."):
         raise RunError(
@@ -228,9 +260,7 @@ def _check_run(folder: Path, recipe: Recipe, resume: bool) -> None:
         )
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder}: a run directory must be a directory, but is a file. Name another by --run.")
-    recover(folder)
-    recover(folder / "model")
-    if not folder.exists() or not any(folder.iterdir()):
+    if _is_new(folder):
         if resume:
             raise RunError(f"{folder}: the run to go on with must be there, but is not. Start it without --resume.")
         return
@@ -238,7 +268,7 @@ def _check_run(folder: Path, recipe: Recipe, resume: bool) -> None:
         raise RunError(
             f"{folder}: the run directory must be new, but is there already. Go on with it by --resume, or name another by --run."
         )
-    saved = read_recipe(folder).to_dict()
+    saved = read_recipe(folder).located().to_dict()
     differences = _differences(saved, recipe.to_dict())
     if differences:
         raise RunError(
@@ -757,7 +787,12 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 def write_report(folder: Path, recipe: Recipe, results: Mapping[str, Any]) -> None:
     """Write curve.svg and the card, README.md, of a run."""
     learning_curve([read_metrics(folder)], folder / "curve.svg", title=f"{recipe.name}, seed {recipe.train.seed}")
-    write_file(folder / "README.md", run_card(results, recipe.to_dict(), str(folder)))
+    write_file(folder / "README.md", run_card(results, recipe.to_dict(), str(folder)), GO_ON)
+
+
+def write_results(folder: Path, results: Mapping[str, Any]) -> None:
+    """Write results.json of a run."""
+    write_file(folder / "results.json", json.dumps(results, ensure_ascii=False, indent=1) + "\n", GO_ON)
 
 
 def describe_data(data: TaggingData) -> dict[str, Any]:

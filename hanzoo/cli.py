@@ -206,12 +206,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         answer(results_table(rows) + "\n")
         for report in details:
             for line in report.remarks():
-                answer(line + "
-")
+                answer(line + "\n")
         if against:
-            answer(f"
-{_differences(details, against)}
-")
+            answer(f"\n{_differences(details, against)}\n")
     if arguments.per_label:
         for report in details:
             answer(f"\n{results_table(report.per_label())}\n")

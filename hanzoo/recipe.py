@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, field_validator
 
+from hanzoo.data.files import expanded
 from hanzoo.errors import RecipeError, nearest
 from hanzoo.models.model import Settings, model_class, model_names
 from hanzoo.training.optimizers import scaled_rate
@@ -25,6 +26,7 @@ from hanzoo.training.trick import build_tricks, trick_class, trick_names
 S = TypeVar("S", bound=Settings)
 SOURCES = ("data.name", "data.path", "data.train", "data.hub")
 SECTIONS = ("data", "model", "train", "evaluate")
+OWN_FILES = ("path", "train", "dev", "test")
 
 
 class DataSettings(Settings):
@@ -35,7 +37,7 @@ class DataSettings(Settings):
     Attributes:
         name: cluener, msra, weibo, resume, or bundled (the corpus that comes with hanzoo).
         view: of weibo: nam or nom; empty = all.
-        path: one file of one's own; dev is 10 % of it by a fixed hash.
+        path: one file of one's own; dev is 10 % of it by a fixed hash. `~` is put in full, here and in the next three.
         train: files of one's own, split already; with them
         dev: and
         test: (optional).
@@ -53,6 +55,11 @@ class DataSettings(Settings):
     hub: str | None = None
     format: str | None = None
     dev_from_train: bool = False
+
+    @field_validator(*OWN_FILES)
+    @classmethod
+    def _with_home(cls, path: str | None) -> str | None:
+        return str(expanded(path)) if path is not None and path.startswith("~") else path
 
 
 class EvaluateSettings(Settings):
@@ -124,6 +131,12 @@ class Recipe:
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), allow_unicode=True, sort_keys=False)
+
+    def located(self) -> Recipe:
+        """The same recipe with absolute paths to files of one's own, so that a run finds them from any folder."""
+        given = {key: getattr(self.data, key) for key in OWN_FILES}
+        places = {key: str(Path(path).absolute()) for key, path in given.items() if path is not None}
+        return replace(self, data=self.data.model_copy(update=places))
 
     def with_seed(self, seed: int) -> Recipe:
         values = self.to_dict()

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from hanzoo.data.text_streams import AtomicFile
+from hanzoo.data.files import write_file
 from hanzoo.errors import DataError, HanzooError, nearest
 from hanzoo.evaluation.report import markdown_table, show_difference, show_figure, show_interval, show_p
 
@@ -333,8 +333,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 lines = difflib.unified_diff(before.splitlines(), after.splitlines(), name, wanted, n=0, lineterm="")
                 sys.stderr.write("\n".join(lines) + "\n")
             else:
-                with AtomicFile(arguments.root / name) as file:
-                    file.write(after.encode("utf-8"))
+                write_file(arguments.root / name, after)
                 sys.stderr.write(f"{name}: written\n")
     except HanzooError as error:
         sys.stderr.write(f"{error}\n")

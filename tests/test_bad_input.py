@@ -467,7 +467,7 @@ def test_a_disk_that_is_full_while_training(
     after = contents(unfinished)
     assert out == ""
     assert "Traceback" not in err
-    assert err.count(" must be written, but the disk is full.") == 1
+    assert err.count(" must be written, but the disk is full ") == 1
     assert "--resume" in err.splitlines()[-1]
     assert hidden_in(unfinished) == []
     changed = {name for name in before if after.get(name) != before[name]}

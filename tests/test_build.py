@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from hanzoo import build
-from hanzoo.errors import RecipeError
-from tests.fixtures import write_corpus
+from hanzoo.data.catalogue import TaggingData
+from hanzoo.errors import DataError, RecipeError, RunError
+from hanzoo.recipe import Recipe
+from hanzoo.training.checkpoint import LOCK, clear_leftovers, locked
+from hanzoo.training.trainer import Trainer
+from tests.fixtures import ROOT, contents, write_corpus
 
 pytestmark = pytest.mark.usefixtures("deterministic")
 
@@ -17,7 +29,11 @@ pytestmark = pytest.mark.usefixtures("deterministic")
 def recipe(tmp_path: Path) -> Path:
     splits = write_corpus(tmp_path / "corpus")
     lines = [f"  {split}: {path}" for split, path in splits.items()]
-    text = "data:\n" + "\n".join(lines) + "\nmodel: {name: bilstm_crf, dimension: 4, hidden: 4}\n"
+    text = (
+        "data:\n"
+        + "\n".join(lines)
+        + "\nmodel: {name: bilstm_crf, dimension: 4, hidden: 4}\nevaluate: {calibrate: false}\n"
+    )
     (tmp_path / "tiny.yaml").write_text(text + "train: {epochs: 1, device: cpu}\n", encoding="utf-8")
     return tmp_path / "tiny.yaml"
 
@@ -64,3 +80,141 @@ def test_a_run_is_finished_when_all_of_it_is_there(
     results = build.train(recipe, run=run, resume=True)
     assert {"README.md", "curve.svg", "results.json"} <= {path.name for path in run.iterdir()}
     assert build.train(recipe, run=run, resume=True) == results
+
+
+# One process a run directory.
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from hanzoo.training.checkpoint import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextmanager
+def held_by_another(run: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(run)], stdout=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGKILL)
+
+
+def stopped(recipe: Path, run: Path, patch: pytest.MonkeyPatch) -> None:
+    """Begin a run that ends after its second step."""
+    step = Trainer._step
+
+    def until_two(self: Trainer, *arguments: object) -> None:
+        if self.progress.step == 2:
+            raise KeyboardInterrupt
+        step(self, *arguments)  # type: ignore[arg-type]
+
+    with patch.context() as inner:
+        inner.setattr(Trainer, "_step", until_two)
+        with pytest.raises(KeyboardInterrupt):
+            build.train(recipe, "train.save_every=1", run=run)
+
+
+def test_a_second_training_in_a_run_directory_is_refused_until_the_first_is_gone(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    stopped(recipe, run, monkeypatch)
+    assert not (run / LOCK).exists()
+    (run / ".model.new").mkdir()  # what the first one is just writing
+    with held_by_another(run) as first:
+        before = contents(run)
+        with pytest.raises(RunError, match=rf"one process at a time .* but process {first.pid} is at it") as caught:
+            build.train(recipe, "train.save_every=1", run=run, resume=True)
+        assert str(caught.value).startswith(f"{run}: ")
+        assert contents(run) == before
+    assert (run / LOCK).exists()  # killed by kill -9, it could not remove it
+    said: list[str] = []
+    build.train(recipe, "train.save_every=1", run=run, resume=True, say=said.append)
+    assert {path.name for path in run.iterdir()}.isdisjoint({LOCK, ".model.new"})
+    assert (run / "results.json").exists()
+
+
+def test_a_new_run_directory_is_held_too(recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "new"
+    with held_by_another(run), pytest.raises(RunError, match="one process at a time"):
+        build.train(recipe, run=run)
+    assert [path.name for path in run.iterdir()] == [LOCK]
+    with pytest.raises(RunError, match="must be there, but is not"):  # a lock alone is no run
+        build.train(recipe, run=run, resume=True)
+    build.train(recipe, run=run)
+
+
+def test_a_lock_leaves_nothing(tmp_path: Path, recipe: Path) -> None:
+    with locked(tmp_path / "a" / "b"):
+        assert (tmp_path / "a" / "b" / LOCK).read_text() == str(os.getpid())
+        with pytest.raises(RunError, match=f"process {os.getpid()} is at it"), locked(tmp_path / "a" / "b"):
+            pass
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(DataError):
+        build.train(recipe, f"data.path={tmp_path / 'absent.jsonl'}", run=tmp_path / "a" / "b")
+    assert not (tmp_path / "a").exists()
+
+
+def test_what_a_kill_left_is_cleared(tmp_path: Path) -> None:
+    for name in (
+        ".model.old/x",
+        "state/.00000003.new/x",
+        "state/.00000002.old/x",
+        "state/00000002/x",
+        "state/00000001/x",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    (tmp_path / ".results.json.77.partial").touch()
+    (tmp_path / "own.partial").touch()
+    clear_leftovers(tmp_path)
+    assert set(contents(tmp_path)) == {"model/x", "state/00000002/x", "state/00000001/x", "own.partial"}
+
+
+# The caller's process and folder.
+
+
+def test_a_training_leaves_the_process_as_it_was(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def stop(given: Recipe) -> TaggingData:
+        seen.append((torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()))
+        torch.rand(1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build, "load_data", stop)
+    torch.use_deterministic_algorithms(False)  # the fixture puts it back
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.set_num_threads(1)
+    draws = torch.get_rng_state()
+    with pytest.raises(KeyboardInterrupt):
+        build.train(recipe, "train.threads=2", run=tmp_path / "run")
+    assert seen == [(True, 2)]
+    assert torch.get_num_threads() == 1
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.equal(torch.get_rng_state(), draws)
+
+
+def test_a_run_on_a_relative_path_is_evaluated_from_another_folder(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    home.mkdir()
+    elsewhere.mkdir()
+    shutil.copy(tmp_path / "corpus" / "train.jsonl", home / "mine.jsonl")
+    monkeypatch.chdir(home)
+    results = build.train(recipe, "data.path=mine.jsonl", run="run")
+    monkeypatch.chdir(elsewhere)
+    assert build.evaluate(home / "run")["f1"] == results["splits"]["dev"]["f1"]
+    assert build.train(recipe, f"data.path={home / 'mine.jsonl'}", run=home / "run", resume=True) == results
+    monkeypatch.setenv("HOME", str(home))
+    assert build.train(recipe, "data.path=~/mine.jsonl", run=home / "run", resume=True) == results
+    with pytest.raises(RunError, match=r"data\.path"):
+        build.train(recipe, "data.path=mine.jsonl", run=home / "run", resume=True)

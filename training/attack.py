@@ -16,9 +16,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from hanzoo.errors import RunError
 from hanzoo.models.model import AttackPoint, Model, Settings
 from hanzoo.training.distributed import sum_tensor
 from hanzoo.training.trick import Backward, Window
+
+MAX_UNMOVED = 20  # steps from the start of a training: as many as may have a gradient that is not finite
 
 
 class AttackSettings(Settings):
@@ -69,10 +72,13 @@ class Perturbation:
         return list(self.deltas.values())
 
     @torch.no_grad()
-    def ascend(self, step: float, radius: float) -> None:
+    def ascend(self, step: float, radius: float) -> Tensor:
         """Move each sample's perturbation by `step` along its gradient, project it to a ball, and forget the gradients.
 
         Samples whose gradient is zero or not finite stay where they are.
+
+        Returns:
+            () bool: whether any sample moved.
 
         Raises:
             RuntimeError: no forward pass reached an attack point: the attack would be a no-op.
@@ -96,6 +102,7 @@ class Perturbation:
         shrink = torch.where(lengths > radius, radius / lengths, torch.ones_like(lengths))
         for name, delta in moved.items():
             self.deltas[name] = (delta * self._spread(name, shrink)).requires_grad_()
+        return (scale > 0).any()
 
     def freeze(self) -> None:
         """Take no more gradients: what is added from now on is a constant."""
@@ -135,12 +142,16 @@ class MovedTables:
                 table.copy_(saved)
 
     @torch.no_grad()
-    def ascend(self, gradients: Sequence[Tensor], step: float, radius: float) -> None:
-        """Move all tables by `step` along the gradients (one norm over all), projected to a ball around where they were."""
+    def ascend(self, gradients: Sequence[Tensor], step: float, radius: float) -> bool:
+        """Move all tables by `step` along the gradients (one norm over all), projected to a ball around where they were.
+
+        Returns:
+            Whether they moved: not where the gradient is zero or not finite.
+        """
         assert self._saved is not None
         norm = torch.stack([gradient.float().square().sum() for gradient in gradients]).sum().sqrt()
         if not torch.isfinite(norm) or norm == 0:
-            return
+            return False
         moves = [
             table - saved + gradient * (step / norm)
             for table, saved, gradient in zip(self.tables, self._saved, gradients, strict=True)
@@ -149,6 +160,35 @@ class MovedTables:
         shrink = torch.where(length > radius, radius / length, torch.ones_like(length))
         for table, saved, move in zip(self.tables, self._saved, moves, strict=True):
             table.copy_(saved + move * shrink)
+        return True
+
+
+class Watch:
+    """Fails an attack that moves nothing from its start on, which would cost its passes and be none.
+
+    A loss that has reached 0 has no direction either, so once something has moved, a step without a move is let pass.
+    """
+
+    def __init__(self, epsilon: float) -> None:
+        self.waiting = epsilon > 0
+        self.unmoved = 0
+
+    def see(self, moved: Tensor | bool) -> None:
+        """Take in whether a step moved anything; the first steps read it from the device, later ones do not.
+
+        Raises:
+            RunError: none of the first MAX_UNMOVED steps did.
+        """
+        if not self.waiting:
+            return
+        self.waiting = not moved
+        self.unmoved += 1
+        if self.waiting and self.unmoved >= MAX_UNMOVED:
+            raise RunError(
+                f"train.tricks: an attack must move the embedded input, but in its first {MAX_UNMOVED} steps nothing moved: every "
+                "gradient there is 0 or not finite. Lower train.optimizer.learning_rate, set train.precision=float32, or leave "
+                "the attack out."
+            )
 
 
 def attack(backward: Backward, model: Model, settings: AttackSettings, *, num_steps: int, step_size: float) -> Backward:
@@ -156,9 +196,10 @@ def attack(backward: Backward, model: Model, settings: AttackSettings, *, num_st
 
     The clean pass leaves (1 - adversarial_weight) of its gradient in the parameters, the last pass adversarial_weight of
     the one at the moved input; ascents between leave none. Where the clean pass would leave nothing (adversarial_weight 1) it is
-    an ascent too: a loss times 0 has no direction.
+    an ascent too (and logged as the clean pass that it is): a loss times 0 has no direction.
     """
     weight = settings.adversarial_weight
+    watch = Watch(settings.epsilon)
 
     def on_activations(window: Window) -> None:
         moves = [Perturbation(model.attack_points(micro.batch)) for micro in window]
@@ -171,11 +212,12 @@ def attack(backward: Backward, model: Model, settings: AttackSettings, *, num_st
         for ascent in range(num_steps):
             if ascent or weight == 1:
                 backward([
-                    m.inside(move, kind="ascent", inputs=move.leaves, last=False)
+                    m.inside(move, kind="ascent" if ascent else "clean", inputs=move.leaves, last=False)
                     for m, move in zip(window, moves, strict=True)
                 ])  # fmt: skip
-            for move in moves:
-                move.ascend(step_size, settings.epsilon)
+            moved = [move.ascend(step_size, settings.epsilon) for move in moves]
+            if ascent == 0 and window[0].counted:
+                watch.see(torch.stack(moved).any())
         for move in moves:
             move.freeze()
         backward([
@@ -197,14 +239,17 @@ def attack(backward: Backward, model: Model, settings: AttackSettings, *, num_st
                 if ascent or weight == 1:
                     for table in tables:
                         table.grad = None
-                    backward([replace(m, kind="ascent", inputs=lambda: tables, last=False) for m in window])
+                    kind = "ascent" if ascent else "clean"
+                    backward([replace(m, kind=kind, inputs=lambda: tables, last=False) for m in window])
                 # of the whole window on all ranks: a direction of one rank's own would move its table elsewhere
                 gradients = [
                     sum_tensor(torch.zeros_like(table) if table.grad is None else table.grad) for table in tables
                 ]
                 for table, gradient in zip(tables, kept, strict=True):
                     table.grad = gradient
-                moved.ascend(gradients, step_size, settings.epsilon)
+                has_moved = moved.ascend(gradients, step_size, settings.epsilon)
+                if ascent == 0:
+                    watch.see(has_moved)
             backward([replace(m, weight=m.weight * weight, kind="adversarial") for m in window])
 
     return on_activations if settings.target == "activations" else on_tables

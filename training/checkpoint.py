@@ -9,11 +9,13 @@ flipped bit.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hanzoo.errors import RunError, StorageError
+from hanzoo.data.files import PARTIAL, storage_error, storage_errors, sync
+from hanzoo.errors import RunError
 from hanzoo.models.model import read_tensors
 
 MANIFEST = "MANIFEST.json"
 STATES_KEPT = 2
+LOCK = ".lock"
+GO_ON = "What was there before is still there. Make room, and go on with --resume where the run has begun."
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
@@ -47,30 +52,19 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
         beside.mkdir()
         write(beside)
         for path in beside.rglob("*"):
-            _sync(path)
-        _sync(beside)
+            sync(path)
+        sync(beside)
         if folder.exists():
             folder.rename(old)
         beside.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException as error:
         shutil.rmtree(beside, ignore_errors=True)
         recover(folder)
         if isinstance(error, OSError | SafetensorError):
-            raise storage_error(folder, error) from error
+            raise storage_error(folder, error, GO_ON) from error
         raise
-
-
-def storage_error(path: Path, error: Exception) -> StorageError:
-    """The one clear error for a failed write to `path`."""
-    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    full = getattr(error, "errno", None) in numbers or any(f"(os error {number})" in str(error) for number in numbers)
-    cause = "the disk is full" if full else str(error)
-    return StorageError(
-        f"{path}: must be written, but {cause}. What was there before is still there; make room (or pass --run with "
-        "another place) and go on with --resume."
-    )
 
 
 def recover(folder: Path) -> None:
@@ -86,16 +80,64 @@ def recover(folder: Path) -> None:
         shutil.rmtree(beside)
 
 
-def write_file(path: Path, content: str) -> None:
-    """Replace a text file as a whole. Raises StorageError; the old content is then still there."""
-    beside = path.with_name(f".{path.name}.new")
+def clear_leftovers(run: Path) -> None:
+    """Finish or undo what a killed training left half-done in its run directory."""
+    recover(run / "model")
+    for path in [*run.glob("state/.*.old"), *run.glob("state/.*.new")]:
+        recover(path.with_name(path.name[1:-4]))
+    for path in run.glob(f".*{PARTIAL}"):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run directory for this process alone, made if need be; what was made and is still empty is removed at the end.
+
+    The lock is one of the system (flock) on the file .lock, so it ends with the process, however that ends. A file system
+    without locks does without.
+
+    Raises:
+        RunError: another process trains there.
+        StorageError: it cannot be written to.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    with storage_errors(folder):
+        handle = _take_lock(folder)
     try:
-        beside.write_text(content, encoding="utf-8")
-        _sync(beside)
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise storage_error(path, error) from error
+        yield
+    finally:
+        with suppress(OSError):  # who is so quick as to open it now sees that it is no longer in the folder
+            (folder / LOCK).unlink()
+            for path in made:
+                path.rmdir()
+        os.close(handle)
+
+
+def _take_lock(folder: Path) -> int:
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(handle), (folder / LOCK).stat()):
+                os.truncate(handle, 0)
+                os.write(handle, str(os.getpid()).encode())
+                return handle
+        except BlockingIOError:
+            holder = os.read(handle, 20).decode(errors="replace")
+            os.close(handle)
+            raise RunError(
+                f"{folder}: one process at a time must train in a run directory, but process {holder} is at it. "
+                "Wait for it, or name another by --run."
+            ) from None
+        except FileNotFoundError:  # whoever held it has just ended and removed it
+            pass
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                return handle
+            os.close(handle)
+            raise
+        os.close(handle)
 
 
 def write_state(folder: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -134,9 +176,6 @@ def read_state(states: Path, warn: Callable[[str], None]) -> tuple[dict[str, Ten
     Raises:
         RunError: there are states, but none of them is whole.
     """
-    if states.is_dir():
-        for path in states.glob(".*.new"):
-            shutil.rmtree(path, ignore_errors=True)
     broken: list[str] = []
     for folder in state_folders(states):
         problem = _problem(folder)
@@ -180,11 +219,3 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -37,10 +37,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hanzoo.data.batching import plan_epoch
+from hanzoo.data.files import storage_errors
 from hanzoo.data.randomness import generator, reseed
 from hanzoo.errors import RunError
 from hanzoo.models.model import Model, Settings
-from hanzoo.training.checkpoint import read_state, storage_error, write_folder, write_state
+from hanzoo.training.checkpoint import GO_ON, read_state, write_folder, write_state
 from hanzoo.training.distributed import gather_objects, num_ranks, on_first, rank, sum_integers
 from hanzoo.training.optimizers import OptimizerSettings, build_optimizer, describe_groups, parameter_groups
 from hanzoo.training.progress import Reporter
@@ -475,11 +476,8 @@ class Trainer:
         path = self.folder / "metrics.jsonl"
 
         def append() -> int:
-            try:
-                with path.open("ab") as file:
-                    file.write(line)
-            except OSError as error:
-                raise storage_error(path, error) from error
+            with storage_errors(path, GO_ON), path.open("ab") as file:
+                file.write(line)
             return len(line)  # of the first rank's line: speeds differ
 
         self.progress.metrics_bytes += on_first(append)

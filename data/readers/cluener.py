@@ -12,6 +12,7 @@ from typing import Any
 
 from hanzoo.data.document import Document, Span
 from hanzoo.data.readers import ReadingReport, identifier, parse_json, read_lines, shorten
+from hanzoo.data.schemes import LABEL_RULE, is_label
 from hanzoo.errors import DataError
 
 
@@ -42,7 +43,9 @@ def _spans(record: dict[str, Any], where: str) -> Iterator[Span]:
     if not isinstance(labels, dict):
         raise DataError(f'{where}: "label" must be an object, but is {shorten(labels)}. Mend the line.')
     for label, mentions in labels.items():
-        if not label or not isinstance(mentions, dict):
+        if not is_label(label):
+            raise DataError(f"{where}: a label must be {LABEL_RULE}, but is {shorten(label)}. Mend the line.")
+        if not isinstance(mentions, dict):
             raise DataError(f"{where}: {label!r} must hold mentions, but holds {shorten(mentions)}. Mend the line.")
         for mention, places in mentions.items():
             if not isinstance(places, list) or not places:

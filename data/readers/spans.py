@@ -8,7 +8,6 @@ one that stands twice, are refused.
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -16,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from hanzoo.data.document import Document, Span
+from hanzoo.data.files import AtomicFile
 from hanzoo.data.readers import ReadingReport, identifier, parse_json, read_lines, shorten
-from hanzoo.errors import DataError, StorageError
+from hanzoo.data.schemes import LABEL_RULE, is_label
+from hanzoo.errors import DataError
 
 _KEYS = ("entities", "spans", "label")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -61,8 +62,8 @@ def _span(entity: Any, text: str, where: str) -> Span:
         )
     if type(start) is not int or type(end) is not int:
         raise DataError(f"{where}: start and end must be integers, but are {start!r} and {end!r}. Mend the line.")
-    if not isinstance(label, str) or not label.strip():
-        raise DataError(f"{where}: a label must be a string that is not empty, but is {shorten(label)}. Mend the line.")
+    if not is_label(label):
+        raise DataError(f"{where}: a label must be {LABEL_RULE}, but is {shorten(label)}. Mend the line.")
     if not 0 <= start < end <= len(text):
         raise DataError(
             f"{where}: 0 <= start < end <= {len(text)} must hold, but the {label!r} is {start} to {end}. "
@@ -100,22 +101,9 @@ def write(path: Path | str, documents: Iterable[Document]) -> None:
             position after it would shift.
         StorageError: the file cannot be written.
     """
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as plain:
-            if path.name.endswith(".gz"):
-                with gzip.GzipFile(filename="", fileobj=plain, mode="wb", mtime=0) as packed:
-                    packed.writelines(map(_line, documents))
-            else:
-                plain.writelines(map(_line, documents))
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise StorageError(f"{path}: the file must be writable, but: {error.strerror or error}.") from error
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with AtomicFile(path) as file:
+        for document in documents:
+            file.write(_line(document))
 
 
 def _line(document: Document) -> bytes:

@@ -182,6 +182,7 @@ def test_spans_are_in_characters_where_tokens_are_words(file) -> None:  # type: 
         ("中 O\n国 X-LOC\n", "data.txt:2: a tag must be 'O' or one of"),
         ("中 O\n国 U-LOC\n", "data.txt:2: a tag must be .* write E for L and S for U"),
         ("中\tO\n国\tO \n", "data.txt:2: a tag must be"),
+        ("中\tO\n国\tB-x\u200b\n", "data.txt:2: a tag must be"),
         ("中 M-x\n国 I-x\n", "data.txt: the tags of a file must follow one scheme"),
     ],
 )
@@ -297,6 +298,7 @@ def test_an_entity_that_stands_twice_is_said(file) -> None:  # type: ignore[no-u
         ('{"text": "甲乙", "label": {"x": {"甲": [[0, 0]]}, "x": {}}}', "the key 'x' stands twice"),
         ('{"text": "甲乙", "label": ["x"]}', '"label" must be an object'),
         ('{"text": "甲乙", "label": {"x": ["甲"]}}', "'x' must hold mentions"),
+        ('{"text": "甲乙", "label": {"x ": {"甲": [[0, 0]]}}}', "a label must be printable text .* but is 'x '"),
         ('{"text": "甲乙", "label": {"x": {"甲": [0, 0]}}}', r"must be \[first, last\]"),
         ('{"text": "甲乙", "label": {"x": {"甲": []}}}', "must have a list"),
         ('{"text": "甲乙", "label": {"x": {"甲": [[0.0, 0]]}}}', r"must be \[first, last\]"),
@@ -350,8 +352,17 @@ def test_lone_surrogates_survive(file, tmp_path: Path) -> None:  # type: ignore[
         ('{"text": "甲乙丙", "spans": [[0, 4, "x"]]}', "0 <= start < end <= 3 must hold, but the 'x' is 0 to 4"),
         ('{"text": "甲乙丙", "spans": [[-1, 2, "x"]]}', "0 <= start < end"),
         ('{"text": "甲乙丙", "spans": [[1, 1, "x"]]}', "0 <= start < end"),
-        ('{"text": "甲乙丙", "spans": [[0, 1, ""]]}', "a label must be a string that is not empty"),
-        ('{"text": "甲乙丙", "spans": [[0, 1, 5]]}', "a label must be a string"),
+        (
+            '{"text": "甲乙丙", "spans": [[0, 1, ""]]}',
+            "a label must be printable text without blanks around it, but is ''",
+        ),
+        ('{"text": "甲乙丙", "spans": [[0, 1, 5]]}', "a label must be printable text"),
+        (
+            '{"text": "甲乙丙", "spans": [[0, 1, " x "]]}',
+            "a label must be printable text without blanks around it, but is ' x '",
+        ),
+        ('{"text": "甲乙丙", "spans": [[0, 1, "x\\ny"]]}', r"a label must be printable text .* but is 'x\\ny'"),
+        ('{"text": "甲乙丙", "spans": [[0, 1, "x\u200b"]]}', "a label must be printable text"),
         ('{"text": "甲乙丙", "spans": [["0", 1, "x"]]}', "start and end must be integers"),
         ('{"text": "甲乙丙", "spans": [[0, true, "x"]]}', "start and end must be integers"),
         ('{"text": "甲乙丙", "spans": [{"start": 0, "label": "x"}]}', "start and end must be integers"),
@@ -405,7 +416,7 @@ def test_writing_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="side by side"):
         spans.write(path, [Document("二"), Document("\ud83d\ude00")])
     assert path.read_bytes() == before
-    with pytest.raises(StorageError, match=r"folder.data.jsonl: the file must be writable"):
+    with pytest.raises(StorageError, match=r"folder.data.jsonl: must be written"):
         spans.write(tmp_path / "folder" / "data.jsonl", [Document("二")])
     assert [left.name for left in tmp_path.iterdir()] == ["data.jsonl"]
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ from hanzoo.data.schemes import (
     TagSet,
     detect_scheme,
     flatten,
-    spans_to_tags,
     split_tag,
     tags_to_spans,
 )
@@ -37,10 +37,17 @@ def disjoint_spans(draw: st.DrawFn) -> tuple[int, list[Span]]:
     return at + draw(st.integers(0, 3)), spans
 
 
+def written(length: int, spans: Iterable[Span], scheme: Scheme) -> list[str]:
+    """The tags of spans, as they would stand in a file."""
+    spans = list(spans)
+    tag_set = TagSet(tuple({span.label for span in spans}), scheme)
+    return [tag_set.tags[tag] for tag in tag_set.encode(length, spans)]
+
+
 @given(disjoint_spans(), st.sampled_from(SCHEMES))
 def test_spans_survive_the_way_through_tags(case: tuple[int, list[Span]], scheme: Scheme) -> None:
     length, spans = case
-    tags = spans_to_tags(length, reversed(spans), scheme)
+    tags = written(length, reversed(spans), scheme)
     assert tags_to_spans(tags, scheme) == (spans, [])
     tag_set = TagSet(LABELS, scheme)
     ids = tag_set.encode(length, spans)
@@ -55,17 +62,17 @@ def test_spans_survive_the_way_through_tags(case: tuple[int, list[Span]], scheme
 def test_the_scheme_found_reads_the_same_spans(case: tuple[int, list[Span]], scheme: Scheme) -> None:
     """Where the letters leave a choice of scheme, the choice makes no difference."""
     length, spans = case
-    tags = spans_to_tags(length, spans, scheme)
+    tags = written(length, spans, scheme)
     assert tags_to_spans(tags, detect_scheme(tags))[0] == spans
 
 
 def test_neighbours_of_one_label_stay_apart() -> None:
     spans = [Span(0, 2, "x"), Span(2, 3, "x"), Span(3, 5, "x")]
-    assert spans_to_tags(5, spans, "BIO") == ["B-x", "I-x", "B-x", "B-x", "I-x"]
-    assert spans_to_tags(5, spans, "BMES") == ["B-x", "E-x", "S-x", "B-x", "E-x"]
-    assert spans_to_tags(5, spans, "BIOES") == ["B-x", "E-x", "S-x", "B-x", "E-x"]
-    assert spans_to_tags(5, spans, "BIOS") == ["B-x", "I-x", "S-x", "B-x", "I-x"]
-    assert spans_to_tags(4, [Span(0, 4, "x")], "BMES") == ["B-x", "M-x", "M-x", "E-x"]
+    assert written(5, spans, "BIO") == ["B-x", "I-x", "B-x", "B-x", "I-x"]
+    assert written(5, spans, "BMES") == ["B-x", "E-x", "S-x", "B-x", "E-x"]
+    assert written(5, spans, "BIOES") == ["B-x", "E-x", "S-x", "B-x", "E-x"]
+    assert written(5, spans, "BIOS") == ["B-x", "I-x", "S-x", "B-x", "I-x"]
+    assert written(4, [Span(0, 4, "x")], "BMES") == ["B-x", "M-x", "M-x", "E-x"]
     merged = ["B-x", "I-x", "I-x", "I-x", "I-x"]
     assert tags_to_spans(merged, "BIO")[0] == [Span(0, 5, "x")] != spans
 
@@ -206,7 +213,7 @@ def test_only_the_first_hyphen_splits() -> None:
 def test_what_tags_cannot_say_is_refused() -> None:
     for spans in ([(0, 2, "x"), (1, 3, "x")], [(0, 3, "x"), (1, 2, "y")], [(0, 1, "x"), (0, 1, "y")]):
         with pytest.raises(ValueError, match="overlap"):
-            spans_to_tags(3, [Span(*span) for span in spans], "BIO")
+            written(3, [Span(*span) for span in spans], "BIO")
     for span in ((-1, 1, "x"), (2, 2, "x"), (2, 4, "x")):
         with pytest.raises(ValueError, match="start < end <= 3"):
             TagSet(("x",), "BIO").encode(3, [Span(*span)])

@@ -143,15 +143,6 @@ def test_first_known_form_is_taken() -> None:
     assert Vocabulary([], ["a"]).encode(["Ａ"]).tolist() == [2]  # a frozen row does as well
 
 
-def test_coverage() -> None:
-    vocabulary = Vocabulary(["a", "中"], ["国"])
-    coverage = vocabulary.coverage(["a", "A", "中", "国", "犬", "犬", "猫", "Ａ"])
-    assert (coverage.own, coverage.folded, coverage.unknown, coverage.total) == (3, 2, 3, 8)
-    assert coverage.shares == (0.375, 0.25, 0.375)
-    assert coverage == vocabulary.coverage(Counter(["a", "A", "中", "国", "犬", "犬", "猫", "Ａ"]))
-    assert vocabulary.coverage([]).shares == (0, 0, 0)
-
-
 # ---- saving
 
 HARD = [

@@ -136,7 +136,7 @@ def test_another_metric_and_a_long_run(tmp_path: Path) -> None:
 
 
 def test_a_curve_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"c\.svg: the output must be writable"):
+    with pytest.raises(StorageError, match=r"c\.svg: must be written"):
         learning_curve([records()], tmp_path / "nowhere" / "c.svg", title="t")
 
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from hanzoo.errors import RecipeError
+from hanzoo.errors import RecipeError, RunError
 from hanzoo.models.model import AttackPoint, Model
-from hanzoo.training.attack import AttackSettings, MovedTables, Perturbation, attack
+from hanzoo.training.attack import MAX_UNMOVED, AttackSettings, MovedTables, Perturbation, attack
+from hanzoo.training.trainer import Trainer
 from hanzoo.training.trick import MicroBatch, Window, build_tricks, trick_class
 from tests import tiny
 from tests.references import attack as reference
@@ -398,3 +399,31 @@ def test_two_attacks_are_refused_by_name() -> None:
     sections = {name: trick_class(name).Settings() for name in ("fgm", "pgd")}
     with pytest.raises(RecipeError, match=r"fgm and pgd|pgd and fgm"):
         build_tricks(sections)
+
+
+@pytest.mark.parametrize("target", ["activations", "table"])
+@pytest.mark.parametrize("name", ["fgm", "pgd"])
+def test_an_attack_that_moves_nothing_fails(tmp_path: Path, name: str, target: str) -> None:
+    def trainer(folder: str, epsilon: float, dead: Sequence[int]) -> Trainer:
+        model = tiny.toy()
+        model.loss_factors = dict.fromkeys(dead, 0.0)  # a loss of 0 whose gradient is 0 everywhere
+        return tiny.trainer(model, tmp_path / folder, tricks={name: {"epsilon": epsilon, "target": target}}, epochs=10)
+
+    dead = trainer("dead", 0.5, range(999))
+    with pytest.raises(RunError, match=f"in its first {MAX_UNMOVED} steps nothing moved"):
+        dead.fit()
+    assert dead.progress.step == MAX_UNMOVED - 1
+    assert trainer("off", 0.0, range(999)).fit().step == 30
+    assert trainer("saturated", 0.5, range(8, 999)).fit().step == 30  # it has moved before: the loss is at its end
+
+
+@pytest.mark.parametrize("target", ["activations", "table"])
+@pytest.mark.parametrize("name", ["fgm", "pgd"])
+def test_a_wholly_adversarial_training_logs_its_clean_loss(tmp_path: Path, name: str, target: str) -> None:
+    losses = {}
+    for weight in (0.5, 1.0):
+        tricks = {name: {"epsilon": 0.5, "target": target, "adversarial_weight": weight}}
+        tiny.trainer(tiny.toy(), tmp_path / str(weight), tricks=tricks, **ALL_AT_ONCE).fit()
+        losses[weight] = json.loads((tmp_path / str(weight) / "metrics.jsonl").read_text().split("\n")[0])
+    assert losses[1.0]["loss"] == losses[0.5]["loss"] > 0
+    assert losses[1.0]["loss"] != losses[1.0]["losses"]["adversarial square"]

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from hanzoo.data import files
 from hanzoo.errors import RunError, StorageError
 from hanzoo.training import checkpoint
 from hanzoo.training.checkpoint import (
@@ -21,7 +22,6 @@ from hanzoo.training.checkpoint import (
     recover,
     state_folders,
     tensors_sha256,
-    write_file,
     write_folder,
     write_state,
 )
@@ -143,7 +143,7 @@ def killed_at(point: int, patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     with patch.context() as inner:
         for owner, name in ((Path, "mkdir"), (Path, "rename"), (Path, "replace"), (Path, "write_text")):
             inner.setattr(owner, name, counted(name, getattr(owner, name)))
-        inner.setattr(checkpoint.os, "fsync", counted("fsync", os.fsync))
+        inner.setattr(files.os, "fsync", counted("fsync", os.fsync))
         inner.setattr(checkpoint.shutil, "rmtree", counted("rmtree", shutil.rmtree))
         inner.setattr(checkpoint, "save_file", counted("save_file", checkpoint.save_file))
         yield calls
@@ -228,21 +228,6 @@ def test_a_broken_state_that_is_being_replaced(states: Path, monkeypatch: pytest
     assert point > 5
 
 
-def test_a_killed_file_is_the_old_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "results.json"
-    for point in range(9):
-        write_file(path, "old")
-        try:
-            with killed_at(point, monkeypatch):
-                write_file(path, "new")
-        except Killed:
-            assert path.read_text() == "old"
-        else:
-            break
-    assert path.read_text() == "new"
-    assert [item.name for item in tmp_path.iterdir()] == ["results.json"]
-
-
 # No room. The limit on the size of a file is what a full disk is to a test that may not fill one.
 
 
@@ -274,19 +259,12 @@ def test_a_full_disk_says_so(tmp_path: Path) -> None:
     with largest_file(10), pytest.raises(StorageError, match="the disk is full"):
         save(tmp_path / "state", 1)
     assert not (tmp_path / "model").exists()
-    write_file(tmp_path / "results.json", "old")
-    with largest_file(10), pytest.raises(StorageError, match="the disk is full"):
-        write_file(tmp_path / "results.json", "x" * 99)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "state"]
-    assert (tmp_path / "results.json").read_text() == "old"
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="must be written"):
         write_folder(tmp_path / "file" / "model", lambda target: None)
-    with pytest.raises(StorageError, match="must be written"):
-        write_file(tmp_path / "nowhere" / "results.json", "x")
 
 
 # Hashes.
