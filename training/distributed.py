@@ -63,6 +63,7 @@ def joined(device: str) -> Iterator[None]:
         ) from error
     try:
         yield
+        dist.barrier()  # the others may still be answering: a rank that leaves early can bring them down
     finally:
         dist.destroy_process_group()
 

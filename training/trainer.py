@@ -253,7 +253,7 @@ class Trainer:
         if num_ranks() > 1:
             # find_unused_parameters also keeps the buckets as they are, so that a resumed run adds in the same order
             self._replica = DistributedDataParallel(
-                self._module, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+                self._module, forward_sync_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
             )
 
     # The loop.
@@ -286,6 +286,7 @@ class Trainer:
                         self._save()
                     if signal_number:
                         raise Interrupted(signal_number)
+        self._replica = None  # it must not outlive the group of ranks
         self.model.load_state_dict(self.best_weights, strict=False)
         self.model.eval()
         return self.progress
