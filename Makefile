@@ -50,8 +50,7 @@ endif
 	@touch $@
 
 demo: $(INSTALLED)
-	rm -rf runs/demo
-	$(VENV)/bin/python train.py recipes/demo_bilstm_crf.yaml --run runs/demo
+	$(VENV)/bin/python train.py recipes/demo_bilstm_crf.yaml --run runs/demo $(if $(wildcard runs/demo),--resume)
 	$(VENV)/bin/python evaluate.py runs/demo --split dev
 	$(VENV)/bin/python predict.py runs/demo data/corpora/samples.txt
 

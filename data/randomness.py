@@ -32,8 +32,8 @@ def generator(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
 def reseed(seed: int, purpose: str, *numbers: int) -> None:
     """Set torch's global generators (dropout reads them) to one key.
 
-    On the CPU torch uses the low 32 bits of a seed; the key is a hash, so they differ for different arguments. The default
-    generator is set directly: `torch.manual_seed` costs 75 microseconds, this costs one.
+    On the CPU torch uses the low 32 bits of a seed; the key is a hash, so they almost always differ for different arguments. The
+    default generator is set directly: `torch.manual_seed` costs 75 microseconds, this costs one.
     """
     value = key(seed, purpose, *numbers) & 0x7FFF_FFFF_FFFF_FFFF
     torch.default_generator.manual_seed(value)

@@ -114,7 +114,7 @@ class Results(TypedDict, total=False):
         data: see DataRecord.
         inputs: other files that went in (vectors, lexicons, encoders): name -> sha256.
         calibration: see Calibration.
-        minutes, peak_gb: of the training; peak of resident memory (processor) or allocated memory (GPU).
+        minutes, peak_gb: of the training; peak of the process's resident memory so far (processor) or of allocated memory (GPU).
         machine: in words.
         versions: package -> version.
         weights_sha256: hash of the weights.

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -66,7 +67,7 @@ def train(
         overrides: "key.sub=value" each.
         run: the run directory; `runs/<recipe>` if not given.
         resume: go on with the run that is there.
-        command: how to have these figures again; kept beside them.
+        command: how to have these figures again, kept beside them; if not given, made from recipe and overrides.
         say: gets lines for people.
 
     Returns:
@@ -77,6 +78,7 @@ def train(
         Interrupted: a signal came; the state is saved.
     """
     if not isinstance(recipe, Recipe):
+        command = command or shlex.join(["python", "train.py", str(recipe), *overrides])
         recipe = load_recipe(recipe, overrides)
     recipe = recipe.located()
     folder = Path(run) if run is not None else Path("runs") / recipe.name
@@ -126,6 +128,8 @@ def _train(
         say(f"{folder}: is finished already")
         return finished
     code = commit()  # now: the files may change while it trains
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # an earlier seed's is not this one's
     data = load_data(recipe)
     for note in data.notes:
         say(note)
@@ -187,7 +191,7 @@ def _train(
         "nonfinite_steps": progress.nonfinite,
         "minutes": round(progress.seconds / 60, 2),
         "units_per_second": round(progress.trained_units / max(progress.training_seconds, 1e-9), 1),
-        "peak_gb": round(peak_gigabytes(), 2),
+        "peak_gb": round(peak_gigabytes(device), 2),
         "machine": describe_machine(device),
         "versions": versions(),
         "weights_sha256": tensors_sha256(model.state_dict()),
@@ -218,11 +222,11 @@ def train_seeds(
     recipe = recipe.located()
     for seed in seeds:  # all of them before hours go into the first
         folder = run / f"seed-{seed}"
-        _check_run(folder, recipe.with_seed(seed), resume and not _is_new(folder))
+        _check_run(folder, recipe.with_seed(seed), resume and not is_new(folder))
     runs = {}
     for seed in seeds:
         folder = run / f"seed-{seed}"
-        going_on = resume and not _is_new(folder)
+        going_on = resume and not is_new(folder)
         runs[str(seed)] = train(recipe.with_seed(seed), run=folder, resume=going_on, command=command, say=say)
     for path in seed_folders(run):  # seeds of earlier calls stay part of the run
         earlier = _finished(path)
@@ -231,10 +235,10 @@ def train_seeds(
     results = {"recipe": recipe.name, "seeds": [int(seed) for seed in runs], "runs": runs}
     write_results(run, results)
     learning_curve(
-        [read_metrics(run / f"seed-{seed}") for seed in seeds],
+        [read_metrics(run / f"seed-{seed}") for seed in runs],
         run / "curve.svg",
         title=recipe.name,
-        names=[f"seed {seed}" for seed in seeds],
+        names=[f"seed {seed}" for seed in runs],
     )
     return results
 
@@ -248,7 +252,7 @@ def _finished(folder: Path) -> dict[str, Any] | None:
     return results if isinstance(results, dict) and "splits" in results else None
 
 
-def _is_new(folder: Path) -> bool:
+def is_new(folder: Path) -> bool:
     """Whether a run directory is absent or empty; a lock may have been left there by a process that was killed."""
     return not folder.is_dir() or all(path.name == LOCK for path in folder.iterdir())
 
@@ -260,7 +264,7 @@ def _check_run(folder: Path, recipe: Recipe, resume: bool) -> None:
         )
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder}: a run directory must be a directory, but is a file. Name another by --run.")
-    if _is_new(folder):
+    if is_new(folder):
         if resume:
             raise RunError(f"{folder}: the run to go on with must be there, but is not. Start it without --resume.")
         return
@@ -315,6 +319,10 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise RunError(f"train.device: {name!r} must be there, but this torch finds none. Use --device cpu.")
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise RunError(
+                f"train.device: must be cuda:0 to cuda:{torch.cuda.device_count() - 1}, but is {name!r}. Use --device cuda."
+            )
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     return device
 
@@ -439,8 +447,11 @@ def evaluate_run(
     file: Path | None = None,
     format: str | None = None,
     against: RunReport | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> RunReport:
     """Evaluate the model(s) of a run on a split of its data, or on a labelled file, and compare it with another run's.
+
+    `say` gets lines for people.
 
     Raises:
         HanzooError: the run, its data or the file is missing or damaged, or is not what `against` can be compared with.
@@ -452,8 +463,10 @@ def evaluate_run(
     recipe = read_recipe(seeds[0])
     data: TaggingData | None = None
     if file is not None:
-        with contextlib.suppress(DataError):  # without it only what compares with train is left out
+        try:
             data = load_data(recipe)
+        except DataError:
+            say(f"{folder}: its data is not there, so nothing is said of what stands in train")
         documents: Sequence[Document]
         documents, reading = read_documents(file, format)
         if reading.unlabelled:
@@ -511,6 +524,10 @@ def write_cluener_submission(run: Path, output: Path) -> None:
     Raises:
         RunError: the run was not trained on CLUENER, or holds several seeds.
     """
+    if seeds := seed_folders(run):
+        raise RunError(
+            f"{run}: a submission must be of one run, but this holds several seeds. Name one of them: {seeds[0]}."
+        )
     data = load_data(read_recipe(run))
     if not data.unlabelled:
         raise RunError(
@@ -522,7 +539,7 @@ def write_cluener_submission(run: Path, output: Path) -> None:
     )
 
 
-def record_figure(report: RunReport, path: Path, variant: str) -> None:
+def record_figure(report: RunReport, path: Path, variant: str, say: Callable[[str], None]) -> None:
     """Write what a figure of recipes/README.md is made from (the files of recipes/results/).
 
     Keys of the file that are already there and not measured (published, asked, note, headline) are kept.
@@ -576,6 +593,12 @@ def record_figure(report: RunReport, path: Path, variant: str) -> None:
         before = read_json(path)
         record |= {key: before[key] for key in ("published", "asked", "note", "headline") if key in before}
     on_first(lambda: write_file(path, json.dumps(record, ensure_ascii=False, indent=1) + "\n"))
+    changed = [result["commit"] for result in report.results if not result["commit"] or result["commit"].endswith("+")]
+    if changed:
+        say(
+            f"{path}: a figure must come from a commit, but this one's code was {changed[0] or 'in none'}"
+            f"{', changed since' if changed[0] else ''}. Commit it and train again, so that others can have the figure too."
+        )
 
 
 def _require_finished(report: RunReport) -> None:

@@ -22,7 +22,7 @@ from hanzoo import __version__, build
 from hanzoo.data.document import Entity
 from hanzoo.data.html_page import HTMLPage
 from hanzoo.data.text_streams import Row, open_writer, read_rows
-from hanzoo.errors import DataError, HanzooError, RunError
+from hanzoo.errors import DataError, HanzooError, RunError, StorageError
 from hanzoo.evaluation.report import results_table, show_difference, show_interval, show_p
 from hanzoo.models.model import Tagger, in_chunks
 from hanzoo.recipe import bundled_recipes, load_recipe
@@ -72,9 +72,17 @@ def _run(command: Callable[[argparse.Namespace], int], arguments: argparse.Names
 
 
 def answer(text: str) -> None:
-    """A result, on standard output; of several ranks the first one speaks."""
-    if not int(os.environ.get("RANK", "0")):
-        sys.stdout.write(text)
+    """A result, on standard output; of several ranks the first one speaks. What its encoding lacks goes out as an escape.
+
+    Raises:
+        StorageError: standard output is closed.
+    """
+    if int(os.environ.get("RANK", "0")):
+        return
+    if sys.stdout is None:
+        raise StorageError("standard output: must be open, but is closed. Open it, or send it to a file.")
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -98,11 +106,15 @@ def train(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="list the bundled recipes")
     arguments = parser.parse_intermixed_args(argv)
     if arguments.list:
-        sys.stdout.write("".join(f"{name}\n" for name in bundled_recipes()))
-        return 0
+        return _run(_list, arguments)
     if arguments.recipe is None:
         parser.error("a recipe is needed; --list names the bundled ones")
     return _run(_train, arguments)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    answer("".join(f"{name}\n" for name in bundled_recipes()))
+    return 0
 
 
 def _seeds(text: str) -> list[int]:
@@ -124,8 +136,10 @@ def _train(arguments: argparse.Namespace) -> int:
     words = ["python", "train.py", arguments.recipe, *arguments.settings]
     if arguments.seeds:
         words += ["--seeds", ",".join(map(str, arguments.seeds))]
+    if arguments.device:
+        words += ["--device", arguments.device]
     # torchrun starts all ranks again with the same words after one of them died
-    resume = arguments.resume or (restarts() > 0 and folder.exists())
+    resume = arguments.resume or (restarts() > 0 and not build.is_new(folder))
     told: dict[str, Any] = {"run": folder, "resume": resume, "command": shlex.join(words), "say": say}
     if arguments.seeds:
         runs = list(build.train_seeds(recipe, arguments.seeds, **told)["runs"].values())
@@ -186,18 +200,18 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.record and len(arguments.runs) != 1:
         raise RunError(f"--record: must have one run, but has {len(arguments.runs)}. Record them one by one.")
-    where = {"split": arguments.split, "file": arguments.file, "format": arguments.format}
+    if arguments.submission:  # first: where it cannot be, no table is lost by it
+        build.write_cluener_submission(arguments.runs[0], arguments.submission)
+        say(f"{arguments.submission}: written")
+    where = {"split": arguments.split, "file": arguments.file, "format": arguments.format, "say": say}
     against = build.evaluate_run(arguments.against, **where) if arguments.against else None
     details = [build.evaluate_run(folder, **where, against=against) for folder in arguments.runs]
     shown = [*details, against] if against and arguments.against not in arguments.runs else details
     rows = [{"run": str(report.folder), "split": report.split, **_averaged(report.figures)} for report in shown]
-    if arguments.submission:
-        build.write_cluener_submission(arguments.runs[0], arguments.submission)
-        say(f"{arguments.submission}: written")
     if arguments.record:
         if arguments.file:
             raise RunError("--record: a figure must be of the run's own data, but --file names another. Leave one out.")
-        build.record_figure(details[0], arguments.record, arguments.variant)
+        build.record_figure(details[0], arguments.record, arguments.variant, say)
         say(f"{arguments.record}: written")
     if arguments.json:
         for report in details:
@@ -214,7 +228,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             answer(f"\n{results_table(report.per_label())}\n")
     if arguments.errors:
         for report in details:
-            answer(f"\n{report.folder}, {report.split}\n{report.error_report().render()}\n")
+            which = ", first seed" if len(report.predicted) > 1 else ""
+            answer(f"\n{report.folder}, {report.split}{which}\n{report.error_report().render()}\n")
     return 0
 
 

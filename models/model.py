@@ -413,6 +413,9 @@ class Tagger(Model):
         """Tag texts of any length and content. Raises TypeError where one is not a string."""
         if isinstance(texts, str):
             raise TypeError("predict: texts must be a list of strings, but is one string. Write predict([text]).")
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TypeError(f"predict: texts must be strings, but text {index} is {type(text).__name__}.")
         return list(self.predict_stream(texts))
 
 

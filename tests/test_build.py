@@ -19,6 +19,7 @@ from hanzoo.data.catalogue import TaggingData
 from hanzoo.errors import DataError, RecipeError, RunError
 from hanzoo.recipe import Recipe
 from hanzoo.training.checkpoint import LOCK, clear_leftovers, locked
+from hanzoo.training.progress import peak_gigabytes
 from hanzoo.training.trainer import Trainer
 from tests.fixtures import ROOT, contents, write_corpus
 
@@ -218,3 +219,38 @@ def test_a_run_on_a_relative_path_is_evaluated_from_another_folder(
     assert build.train(recipe, "data.path=~/mine.jsonl", run=home / "run", resume=True) == results
     with pytest.raises(RunError, match=r"data\.path"):
         build.train(recipe, "data.path=mine.jsonl", run=home / "run", resume=True)
+
+
+def test_the_command_is_kept_also_where_none_was_given(recipe: Path, tmp_path: Path) -> None:
+    results = build.train(recipe, "train.seed=2", run=tmp_path / "run")
+    assert results["command"] == f"python train.py {recipe} train.seed=2"
+
+
+# A GPU, as far as it can be shown without one.
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    assert build.choose_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(RunError, match=r"must be cuda:0 to cuda:1, but is 'cuda:2'"):
+        build.choose_device("cuda:2")
+
+
+def test_peak_memory_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 10**9)
+    assert peak_gigabytes(torch.device("cuda")) == 3.0
+    assert peak_gigabytes(torch.device("cpu")) == peak_gigabytes() != 3.0
+
+
+def test_a_file_is_scored_where_the_data_of_the_run_is_gone(recipe: Path, tmp_path: Path) -> None:
+    own = shutil.copy(tmp_path / "corpus" / "dev.jsonl", tmp_path / "own.jsonl")
+    build.train(recipe, run=tmp_path / "run")
+    said: list[str] = []
+    with_data = build.evaluate_run(tmp_path / "run", file=Path(own), say=said.append)
+    assert said == []
+    shutil.rmtree(tmp_path / "corpus")
+    without = build.evaluate_run(tmp_path / "run", file=Path(own), say=said.append)
+    assert without.figures[0]["f1"] == with_data.figures[0]["f1"]
+    assert said == [f"{tmp_path / 'run'}: its data is not there, so nothing is said of what stands in train"]

@@ -10,7 +10,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,7 @@ def test_train_prints_only_the_figures_on_standard_output(
     command = json.loads((run / "results.json").read_text(encoding="utf-8"))["command"]
     assert "train.epochs=1" in command
     assert "train.log_every=5" in command
+    assert command.endswith(" --device cpu")
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(recipe: str, tmp_path: Path) -> None:
@@ -265,6 +267,34 @@ def test_list_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         assert capsys.readouterr().out == f"hanzoo {hanzoo.__version__}\n"
 
 
+def test_standard_output_that_cannot_hold_a_text_or_is_closed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", narrow)
+        cli.answer("公司 90.00\n")
+    narrow.seek(0)
+    assert narrow.read() == "\\u516c\\u53f8 90.00\n"
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        assert cli.train(["--list"]) == 2
+    assert capsys.readouterr().err.startswith("standard output: must be open")
+    cli.answer("公司\n")
+    assert capsys.readouterr().out == "公司\n"
+
+
+def test_further_seeds_join_the_curve(seeds_run: Path, tmp_path: Path) -> None:
+    several = shutil.copytree(seeds_run, tmp_path / "several")
+    shutil.rmtree(several / "seed-2")
+    recipe = str(seeds_run.parent / "tiny.yaml")
+    assert cli.train([recipe, "--run", str(several), "--seeds", "2", "--resume"]) == 0
+    curve = (several / "curve.svg").read_text(encoding="utf-8")
+    assert "seed 1" in curve
+    assert "seed 2" in curve
+    assert json.loads((several / "results.json").read_text(encoding="utf-8"))["seeds"] == [2, 1]
+
+
 # --- evaluate --------------------------------------------------------------------------------------------------------
 
 
@@ -322,7 +352,12 @@ def test_evaluate_on_a_file_of_ones_own(run: Path, tmp_path: Path, capsys: pytes
 
 
 def test_the_cluener_submission(
-    cluener_run: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cluener_run: Path,
+    run: Path,
+    seeds_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("HANZOO_DATA", str(cluener_run.parent / "data"))
     capsys.readouterr()
@@ -351,6 +386,22 @@ def test_the_cluener_submission(
     assert out == ""
     assert "needs the unlabelled test sentences of cluener" in err
     assert [item.name for item in tmp_path.iterdir()] == ["cluener_predict.json"]
+    assert cli.evaluate([str(seeds_run), "--submission", str(tmp_path / "other.json")]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert f"{seeds_run}: a submission must be of one run" in err
+    assert f"Name one of them: {seeds_run / 'seed-1'}" in err
+
+
+@contextmanager
+def changed(path: Path, **values: Any) -> Iterator[None]:
+    """A JSON file with other values, for a while."""
+    before = path.read_bytes()
+    path.write_text(json.dumps(json.loads(before) | values), encoding="utf-8")
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
 
 
 def test_the_recorded_figure_is_what_the_table_of_figures_reads(
@@ -362,7 +413,19 @@ def test_the_recorded_figure_is_what_the_table_of_figures_reads(
     )
     arguments = [str(seeds_run), "--record", str(tmp_path / "tiny.few.json"), "--variant", "few", "--split", "dev"]
     assert cli.evaluate(arguments) == 0
-    assert cli.evaluate([str(run), "--record", str(tmp_path / "tiny.json")]) == 0
+    first, second = seeds_run / "seed-1" / "results.json", seeds_run / "seed-2" / "results.json"
+    with changed(first, commit="1234567890ab"), changed(second, commit="1234567890ab+"):
+        capsys.readouterr()
+        assert cli.evaluate(arguments) == 0
+        err = capsys.readouterr().err
+        assert (
+            f"{tmp_path / 'tiny.few.json'}: a figure must come from a commit, but this one's code was 1234567890ab+"
+            in err
+        )
+    with changed(run / "results.json", commit="1234567890ab"):
+        capsys.readouterr()
+        assert cli.evaluate([str(run), "--record", str(tmp_path / "tiny.json")]) == 0
+        assert "must come from a commit" not in capsys.readouterr().err
     few, plain = read_results(tmp_path)
     assert (few.recipe, few.variant, few.split, few.seeds) == ("tiny", "few", "dev", [1, 2])
     assert (few.headline, few.asked) == (True, "at least 1")
@@ -617,3 +680,11 @@ def test_a_run_of_several_seeds_is_no_model(seeds_run: Path) -> None:
     with pytest.raises(RunError, match=r"must be one run, but holds seed-1, seed-2\. Name one of them: .*seed-1"):
         hanzoo.load(seeds_run)
     assert hanzoo.load(seeds_run / "seed-2").predict([""])[0].entities == ()
+
+
+def test_predict_wants_strings(run: Path) -> None:
+    tagger = hanzoo.load(run)
+    with pytest.raises(TypeError, match="texts must be strings, but text 1 is int"):
+        tagger.predict(["叶老桂", 1])
+    with pytest.raises(TypeError, match="one string"):
+        tagger.predict("叶老桂")

@@ -192,6 +192,16 @@ def test_make_refuses_an_old_python_in_one_line(makefile: Path) -> None:
     assert make(makefile, "demo", f"PYTHON={sys.executable}").returncode == 0
 
 
+def test_the_demo_deletes_nothing(makefile: Path) -> None:
+    assert "--resume" not in make(makefile, "demo", f"PYTHON={sys.executable}").stdout
+    (makefile / "runs" / "demo").mkdir(parents=True)
+    commands = make(makefile, "demo", f"PYTHON={sys.executable}").stdout
+    assert (
+        "--run runs/demo --resume" in commands
+    )  # somebody's run of that name: gone on with, or refused if it is another
+    assert "rm " not in commands
+
+
 def test_make_installs_again_only_after_a_change(makefile: Path) -> None:
     def installs() -> bool:
         done = make(makefile, "test", f"PYTHON={sys.executable}")

@@ -31,6 +31,7 @@ from hanzoo.models.model import read_tensors
 MANIFEST = "MANIFEST.json"
 STATES_KEPT = 2
 LOCK = ".lock"
+STATE_FORMAT = 1  # raised with every change of what a state holds
 GO_ON = "What was there before is still there. Make room, and go on with --resume where the run has begun."
 
 
@@ -146,13 +147,14 @@ def write_state(folder: Path, tensors: Mapping[str, Tensor], values: Mapping[str
     Args:
         folder: `state/<step>` with the step in eight digits.
         tensors: by name; stored contiguous, on the CPU.
-        values: JSON values. Floats come back as the same bits.
+        values: JSON values, but for "format". Floats come back as the same bits.
     """
 
     def write(target: Path) -> None:
         packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(packed, target / "tensors.safetensors")
-        (target / "state.json").write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        content = {"format": STATE_FORMAT, **values}
+        (target / "state.json").write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(target.iterdir())}
         (target / MANIFEST).write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
 
@@ -174,7 +176,7 @@ def read_state(states: Path, warn: Callable[[str], None]) -> tuple[dict[str, Ten
     """The newest complete state of a run; None where none was ever saved.
 
     Raises:
-        RunError: there are states, but none of them is whole.
+        RunError: there are states, but none of them is whole, or the newest is of another version.
     """
     broken: list[str] = []
     for folder in state_folders(states):
@@ -182,7 +184,14 @@ def read_state(states: Path, warn: Callable[[str], None]) -> tuple[dict[str, Ten
         if problem is None:
             if broken:
                 warn(f"{broken[0]}; going on from {folder.name} instead")
-            return read_tensors(folder / "tensors.safetensors"), json.loads((folder / "state.json").read_text("utf-8"))
+            values = json.loads((folder / "state.json").read_text("utf-8"))
+            written = values.pop("format", None)
+            if written != STATE_FORMAT:
+                raise RunError(
+                    f"{folder / 'state.json'}: format must be {STATE_FORMAT}, but is {written!r}: another version of hanzoo wrote "
+                    "it. Go on with that version, or start another run (--run)."
+                )
+            return read_tensors(folder / "tensors.safetensors"), values
         broken.append(problem)
     if broken:
         raise RunError(

@@ -8,12 +8,15 @@ import time
 from types import TracebackType
 from typing import Self
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 
-def peak_gigabytes() -> float:
-    """Peak resident memory of this process so far, in GB."""
+def peak_gigabytes(device: torch.device | None = None) -> float:
+    """Peak memory so far, in GB: of a GPU what was allocated on it, else what was resident of this process since its start."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
 

@@ -67,6 +67,18 @@ def test_no_state_is_none(tmp_path: Path) -> None:
     assert read_state(tmp_path / "state", pytest.fail) is None
 
 
+def test_a_state_of_another_version_is_refused(states: Path) -> None:
+    path = states / "00000010" / "state.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(content | {"format": content["format"] + 1}), encoding="utf-8")
+    manifest = states / "00000010" / "MANIFEST.json"
+    facts = json.loads(manifest.read_text(encoding="utf-8"))
+    facts["files"]["state.json"] = {"bytes": path.stat().st_size, "sha256": checkpoint.sha256(path)}
+    manifest.write_text(json.dumps(facts), encoding="utf-8")
+    with pytest.raises(RunError, match=r"state\.json: format must be 1, but is 2: another version of hanzoo wrote it"):
+        read(states)
+
+
 def flip(path: Path, bit: int) -> None:
     content = bytearray(path.read_bytes())
     content[bit // 8] ^= 1 << (bit % 8)
