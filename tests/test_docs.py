@@ -204,7 +204,7 @@ def _problem(words: Sequence[str], runs: set[str]) -> str:
 def _problem_of_call(name: str, arguments: list[str], runs: set[str]) -> str:
     parsed = getattr(cli, name)(arguments)
     if name == "train":
-        if parsed == 0:  # --list
+        if parsed.list:
             return ""
         if not (ROOT / parsed.recipe).is_file():
             return f"{parsed.recipe} is not there"
