@@ -150,6 +150,8 @@ def _train(
         labels = [[span.label for span in document.spans] for document in data.train if document.text]
         repeats = repeat_factors(labels, recipe.train.oversample)
         say(f"over-sampling: an epoch trains {sum(repeats):.0f} sentences instead of {len(repeats)}")
+        if getattr(recipe.model, "class_weights", 0.0):
+            say("train.oversample and model.class_weights both raise rare classes: half the weights do beside it")
     else:
         repeats = None
     trainer = Trainer(

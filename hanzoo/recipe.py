@@ -21,7 +21,7 @@ from hanzoo.errors import RecipeError, nearest
 from hanzoo.models.model import Settings, model_class, model_names
 from hanzoo.training.optimizers import scaled_rate
 from hanzoo.training.trainer import TrainSettings
-from hanzoo.training.trick import build_tricks, trick_class, trick_names
+from hanzoo.training.trick import conflicts, trick_class, trick_names
 
 S = TypeVar("S", bound=Settings)
 SOURCES = ("data.name", "data.path", "data.train", "data.hub")
@@ -356,10 +356,7 @@ def check_recipe(values: Mapping[str, Any], *, name: str, place: str) -> Recipe:
             settings = _check(trick_class(trick).Settings, section or {}, f"train.tricks.{trick}", mistakes)
             if settings is not None:
                 tricks[trick] = settings
-        try:
-            build_tricks(tricks)
-        except RecipeError as error:
-            mistakes.append(str(error))
+        mistakes.extend(conflicts(tricks, {"model": model, "train": train}))
     evaluate = _check(EvaluateSettings, sections["evaluate"], "evaluate", mistakes)
     if mistakes:
         raise RecipeError("\n".join(f"{place}: {mistake}" for mistake in mistakes))

@@ -14,26 +14,26 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from hanzoo.data.catalogue import TaggingData
-from hanzoo.data.document import Document, Span
+from hanzoo.data.document import Document
 from hanzoo.data.schemes import TagSet, flatten
 from hanzoo.data.vectors import load_vectors
 from hanzoo.data.vocabulary import UNKNOWN, Vocabulary, bigrams, build_vocabulary, characters
-from hanzoo.models.layers.crf import CRF
+from hanzoo.models.layers.crf_tagger import CRFHeadConfig, CRFTagger
 from hanzoo.models.layers.embedding import VocabularyEmbedding
 from hanzoo.models.layers.lstm import BiLSTM, variational_dropout
-from hanzoo.models.model import AttackPoint, Draw, Settings, Tagger
+from hanzoo.models.model import AttackPoint, Draw, Settings
 
 
-class BiLSTMCRFConfig(Settings):
-    """Fields of the recipe's `model` section.
+class BiLSTMCRFConfig(CRFHeadConfig):
+    """Fields of the recipe's `model` section, beside those of the head.
 
     Attributes:
         vectors: word2vec file (text or .gz) whose one- and two-character rows are used; None = random vectors.
@@ -47,7 +47,6 @@ class BiLSTMCRFConfig(Settings):
         dropout_embedding: variational dropout of the embeddings.
         dropout_hidden: variational dropout between layers and before the emissions.
         unknown_rate: share of train characters and bigrams replaced by "unknown", so that its row is trained.
-        tag_scheme: of the output layer; the data's own scheme does not matter.
     """
 
     vectors: str | None = None
@@ -60,7 +59,6 @@ class BiLSTMCRFConfig(Settings):
     dropout_embedding: float = Field(default=0.5, ge=0.0, lt=1.0)
     dropout_hidden: float = Field(default=0.5, ge=0.0, lt=1.0)
     unknown_rate: float = Field(default=0.01, ge=0.0, lt=1.0)
-    tag_scheme: Literal["BIO", "BIOES"] = "BIOES"
 
 
 class BiLSTMCRFDescription(Settings):
@@ -124,7 +122,7 @@ class TaggingBatch:
         )  # fmt: skip
 
 
-class BiLSTMCRF(Tagger):
+class BiLSTMCRF(CRFTagger):
     """Characters and bigrams, bidirectional LSTM, linear-chain CRF.
 
     Args:
@@ -149,7 +147,6 @@ class BiLSTMCRF(Tagger):
     ) -> None:
         super().__init__()
         self.config = config
-        self.tag_set = tag_set
         self.character_vocabulary = characters
         self.bigram_vocabulary = bigrams
         self.temperature = temperature
@@ -161,14 +158,7 @@ class BiLSTMCRF(Tagger):
             self.bigrams = VocabularyEmbedding(bigrams.num_trained_rows, dimensions[1], bigrams.num_frozen_rows)
             width += dimensions[1]
         self.lstm = BiLSTM(width, config.hidden, config.num_layers, config.dropout_hidden)
-        self.emission = nn.Linear(2 * config.hidden, len(tag_set.tags))
-        self.crf = CRF(
-            len(tag_set.tags),
-            batch_first=True,
-            legal_transitions=tag_set.legal_transitions,
-            legal_start=tag_set.legal_start,
-            legal_end=tag_set.legal_end,
-        )
+        self.make_head(2 * config.hidden, tag_set)
 
     @classmethod
     def build(cls, config: BiLSTMCRFConfig, data: TaggingData) -> Self:
@@ -189,6 +179,7 @@ class BiLSTMCRF(Tagger):
         for embedding, rows in zip((model.characters, model.bigrams), starts, strict=False):
             assert embedding is not None
             embedding.initialise(rows)
+        model.weigh_classes(data.train)
         if vectors is not None:
             model.inputs = {vectors.name: vectors.sha256}
             model.notes = vectors.notes
@@ -235,23 +226,16 @@ class BiLSTMCRF(Tagger):
             torch.from_numpy(mask),
         )
 
-    # Batch to emissions to losses and spans.
+    # Batch to emissions; the head makes losses and spans of them.
 
     def forward(self, batch: TaggingBatch) -> Tensor:
-        """Emissions, (batch, seq, num_tags) float."""
+        """Emissions, (batch, seq, num_tags) float; with several dropout masks one more dimension before them."""
         embedded = self.characters(batch.characters)
         if self.bigrams is not None:
             embedded = torch.cat([embedded, self.bigrams(batch.bigrams)], dim=-1)
         embedded = variational_dropout(embedded, self.config.dropout_embedding, self.training)
         hidden = self.lstm(embedded, batch.mask)
-        emissions: Tensor = self.emission(variational_dropout(hidden, self.config.dropout_hidden, self.training))
-        return emissions
-
-    def losses(self, output: Tensor, batch: TaggingBatch) -> Mapping[str, Tensor]:
-        return {"crf": -self.crf.log_likelihood(output, batch.tags, batch.mask)}
-
-    def divergence(self, first: Tensor, second: Tensor, batch: TaggingBatch) -> Mapping[str, Tensor]:
-        return {"crf": self.crf.divergence(first, second, batch.mask)}
+        return self.emissions(hidden, self.config.dropout_hidden)
 
     def attack_points(self, batch: TaggingBatch) -> Mapping[str, AttackPoint]:
         rows = torch.arange(batch.mask.shape[0], device=batch.mask.device).unsqueeze(1)
@@ -271,25 +255,6 @@ class BiLSTMCRF(Tagger):
                 return 1 + int(layer)
             case _:
                 return 1 + self.config.num_layers
-
-    def decode(self, output: Tensor, batch: TaggingBatch) -> list[list[Span]]:
-        return [self.tag_set.decode(path) for path in self._paths(output, batch)]
-
-    def illegal_tags(self, output: Tensor, batch: TaggingBatch) -> list[int]:
-        return [len(self.tag_set.illegal_positions(path)) for path in self._paths(output, batch)]
-
-    def _paths(self, output: Tensor, batch: TaggingBatch) -> list[np.ndarray]:
-        paths, _ = self.crf.viterbi_decode(output, batch.mask)
-        lengths = batch.mask.sum(dim=1).tolist()
-        return [path[:length] for path, length in zip(paths.cpu().numpy(), lengths, strict=True)]
-
-    def confidences(
-        self, output: Tensor, batch: TaggingBatch, spans: Sequence[Sequence[Span]], temperature: float
-    ) -> list[list[float]]:
-        """Posterior of exactly this span and type under the CRF with all scores divided by `temperature`."""
-        wanted = [[(span.start, span.end, *self.tag_set.span_tags(span)) for span in row] for row in spans]
-        logarithms = self.crf.span_log_posteriors(output, batch.mask, wanted, temperature)
-        return [[float(np.exp(min(value, 0.0))) for value in row] for row in logarithms]
 
     # Saving.
 

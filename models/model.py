@@ -125,6 +125,14 @@ class Model(nn.Module, ABC):
     def losses(self, output: Any, batch: Any) -> Mapping[str, Tensor]:
         """Un-reduced losses: for each part (num_units[part],) float32."""
 
+    def smoothing(self, output: Any, batch: Any) -> Mapping[str, Tensor]:
+        """What a smoothed target adds to the losses in training, (num_units[part],) float32 a part; {} = targets are hard."""
+        return {}
+
+    def unit_weights(self, batch: Any) -> Mapping[str, Tensor] | None:
+        """Factors of the losses in training, (num_units[part],) float32 for each part (class weights); None = all 1."""
+        return None
+
     @abstractmethod
     def divergence(self, first: Any, second: Any, batch: Any) -> Mapping[str, Tensor]:
         """Half the sum of both Kullback-Leibler divergences between two outputs for one batch, (num_units[part],) a part."""

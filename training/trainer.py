@@ -387,7 +387,10 @@ class Trainer:
         dtype = AUTOCAST.get(self.settings.precision)
         with torch.autocast(self.model.device.type, dtype, enabled=dtype is not None):
             output = self.model(batch)
-        return Loss(self.model.losses(output, batch), output)
+        hard = self.model.losses(output, batch)
+        extra = self.model.smoothing(output, batch)
+        values = {part: value + extra[part] if part in extra else value for part, value in hard.items()}
+        return Loss(values, output, self.model.unit_weights(batch), hard)
 
     def _collate(self, step: int, numbers: list[int]) -> Any:
         def draw(item: int) -> Any:

@@ -33,15 +33,21 @@ class Loss(NamedTuple):
     """What a loss function says of a batch.
 
     Attributes:
-        values: for each part (num_units[part],) float32, un-reduced and unweighted, so that exp(-value) is a probability where the
-            loss is a negative log-likelihood.
+        values: for each part (num_units[part],) float32, un-reduced and unweighted.
         output: the model's output that they come from.
         weights: for each part (num_units[part],) float32, factors of the values (class weights); None = all 1.
+        hard: for each part (num_units[part],) float32, the negative log-likelihood of the gold in the first pass, before anything
+            was made of it (a smoothed target, focal, the mean of two passes); None = the values are that.
     """
 
     values: Mapping[str, Tensor]
     output: Any
     weights: Mapping[str, Tensor] | None = None
+    hard: Mapping[str, Tensor] | None = None
+
+    def gold(self) -> Mapping[str, Tensor]:
+        """The negative log-likelihoods of the gold, unweighted: exp(-value) is its probability."""
+        return self.values if self.hard is None else self.hard
 
     def weighted(self) -> Mapping[str, Tensor]:
         """The values times their weights: what is summed and divided by the units."""
@@ -88,11 +94,18 @@ Backward = Callable[[Window], None]
 
 @dataclass
 class Trick:
-    """Does nothing; subclasses override what they change."""
+    """Does nothing; subclasses override what they change.
+
+    Attributes:
+        Settings: the fields of its section.
+        rank: where it stands among those that wrap the same thing, the lowest innermost.
+        excludes: what it does not go with, each with the reason: the file name of a trick (one of the two need say it), a key of
+            the recipe that must be off (`model.label_smoothing`), or a value that a key must not have (`train.precision=float16`).
+    """
 
     Settings: ClassVar[type[Settings]] = Settings
     rank: ClassVar[int] = 0
-    excludes: ClassVar[tuple[str, ...]] = ()  # file names of tricks that it does not go with
+    excludes: ClassVar[Mapping[str, str]] = {}
     settings: Any = field(default_factory=Settings)
 
     def wrap_loss(self, loss: LossFunction, model: Model) -> LossFunction:
@@ -137,18 +150,39 @@ def trick_class(name: str) -> type[Trick]:
     return only_class(f"hanzoo.training.tricks.{name}", Trick)
 
 
+def conflicts(tricks: Mapping[str, Settings], sections: Mapping[str, Settings | None] | None = None) -> list[str]:
+    """What does not go together: one sentence for each two tricks, or each trick and another setting, that exclude each other.
+
+    Args:
+        tricks: settings of each trick, by its file name.
+        sections: the recipe's other sections, by name; a setting of a section that is not given is not looked at.
+    """
+    found: dict[frozenset[str], str] = {}
+    for name in tricks:
+        for key, reason in trick_class(name).excludes.items():
+            path, _, refused = key.partition("=")
+            section, dot, field_name = path.partition(".")
+            if not dot and path in tricks:
+                message = f"train.tricks: {name} and {path} must not stand together, but do: {reason}. Keep one."
+                found.setdefault(frozenset((name, path)), message)
+            elif dot:
+                value = getattr((sections or {}).get(section), field_name, None)
+                if str(value) == refused if refused else value:
+                    found[frozenset((name, path))] = (
+                        f"train.tricks.{name} and {path} must not stand together, but {path} is {value!r}: {reason}. "
+                        "Change one of them."
+                    )
+    return list(found.values())
+
+
 def build_tricks(sections: Mapping[str, Settings]) -> list[Trick]:
     """The tricks of a recipe in the order in which they wrap: lowest rank first.
 
     Raises:
         RecipeError: two of them do not go together.
     """
-    classes = {name: trick_class(name) for name in sections}
-    for name, cls in classes.items():
-        for other in cls.excludes:
-            if other in sections:
-                raise RecipeError(
-                    f"train.tricks: {name} and {other} must not stand together, but do: both attack the same input. Keep one."
-                )
-    tricks = [cls(settings=sections[name]) for name, cls in classes.items()]
+    mistakes = conflicts(sections)
+    if mistakes:
+        raise RecipeError("\n".join(mistakes))
+    tricks = [trick_class(name)(settings=settings) for name, settings in sections.items()]
     return sorted(tricks, key=lambda trick: (trick.rank, type(trick).__name__))

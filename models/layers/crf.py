@@ -268,6 +268,64 @@ class CRF(torchcrf.CRF):  # type: ignore[misc]
             difference = (both[: len(first)] - both[len(first) :]) * (first - second)
             return 0.5 * torch.where(mask.unsqueeze(2), difference, 0.0).sum((1, 2))
 
+    def label_smoothing(self, emissions: Tensor, tags: Tensor, mask: Tensor, epsilon: float) -> Tensor:
+        """What a smoothed target adds to the negative log-likelihood of `tags`: their score less the target's expected score.
+
+        The sum is the exact cross-entropy between a target distribution over tag sequences and this CRF. The target draws each
+        tag by itself: the gold one with 1 - epsilon, and with epsilon any tag, all equally likely, that may stand at its place
+        (at the first position those that may start, at the last those that may end); and then keeps to legal sequences. Nothing
+        forbidden has any mass, so what stands at forbidden entries means nothing. Without constraints this is the closed form
+        `sum_t <q_t, emissions_t> + sum_t q_t-1' transitions q_t` with q_t = (1 - epsilon) onehot(tags_t) + epsilon / num_tags.
+
+        Differs from that closed form under constraints, where it would sum over forbidden transitions too: at -1e4 they cost
+        hundreds of nats a step, and left out of the sum (counted as 0) the loss has no lower bound: all transitions less a
+        constant are the same distribution, at a lower loss.
+
+        Args:
+            emissions: (batch, seq, num_tags) float.
+            tags: (batch, seq) int64, legal sequences (`log_likelihood` checks them); ignored at padding.
+            mask: (batch, seq) bool, True = real; a prefix, at least one a row.
+            epsilon: mass that leaves the gold tag, in [0, 1).
+
+        Returns:
+            (batch,) float32, or float64 for float64 emissions; exact gradients to the emissions and all parameters.
+
+        Cost: forward and backward variables of the target, seq products (batch, num_tags) x (num_tags, num_tags) each, without
+        gradients; the expected score is one more such product over all positions.
+        """
+        emissions, lengths, _ = self._prepare(emissions, mask)
+        dtype = emissions.dtype
+        with _no_autocast(emissions):
+            seq = int(lengths.max())
+            emissions, tags, mask = emissions[:, :seq], torch.where(mask, tags, 0)[:, :seq], mask[:, :seq]
+            steps = torch.arange(seq, device=mask.device)
+            last = (steps == lengths.unsqueeze(1) - 1).unsqueeze(2)
+            first = (steps == 0).view(1, -1, 1)
+            real = mask.unsqueeze(2)
+            gold = torch.nn.functional.one_hot(tags, self.num_tags).to(dtype) * real
+            moves = self.legal_transitions.to(dtype)
+            with torch.no_grad():
+                possible = (real & (self.legal_start | ~first) & (self.legal_end | ~last)).to(dtype)
+                target = (1 - epsilon) * gold + epsilon * possible / possible.sum(2, keepdim=True).clamp_min(1)
+                ahead, behind = _target_chain(target, moves, last)
+                nodes = ahead * behind
+                totals = nodes.sum(2, keepdim=True)
+                nodes = torch.where(real, nodes / totals, 0.0)
+                # of a pair: ahead[t - 1] x after[t], times the legal moves, over the pairs' total
+                after = target * behind
+                pairs = torch.einsum("bti,ij,btj->bt", ahead[:, :-1], moves, after[:, 1:]).unsqueeze(2)
+                after = torch.where(real[:, 1:], after[:, 1:] / pairs, 0.0)
+                excess = gold - nodes
+            # what stands at forbidden entries and at padding may be anything, also no number
+            scores = (self.start_transitions, self.transitions, self.end_transitions)
+            legal = (self.legal_start, self.legal_transitions, self.legal_end)
+            start, transitions, end = (torch.where(x, y.to(dtype), 0.0) for x, y in zip(legal, scores, strict=True))
+            following = torch.where(mask[:, 1:], transitions[tags[:, :-1], tags[:, 1:]], 0.0)
+            expected = (ahead[:, :-1] @ transitions * after).sum(2)  # legal moves alone: the others are 0 here
+            value = (excess * torch.where(real, emissions, 0.0)).sum((1, 2), dtype=torch.float64)
+            value = value + (following - expected).sum(1, dtype=torch.float64)
+            return value.to(dtype) + excess[:, 0] @ start + (excess * last).sum(1) @ end
+
     @torch.no_grad()
     def span_log_posteriors(
         self,
@@ -409,6 +467,22 @@ def _illegal(tags: Tensor, row: int, position: int, num_tags: int) -> ValueError
     else:
         what = f"be a legal sequence, but holds an illegal transition or end: {int(tags[row, position - 1])} -> {tag}"
     return ValueError(f"row {row}, position {position}: tags must {what}. Repair the gold tags before training.")
+
+
+def _target_chain(target: Tensor, moves: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    """Forward and backward variables, each summing to 1 a step, of the sequences with these tag weights and legal moves.
+
+    target: (batch, seq, num_tags), 0 at padding; moves: (num_tags, num_tags) 0 or 1; last: (batch, seq, 1) bool.
+    """
+    ahead, behind = [target[:, 0]], [torch.ones_like(target[:, 0])]
+    for t in range(1, target.shape[1]):
+        row = (ahead[-1] @ moves) * target[:, t]
+        ahead.append(row / row.sum(1, keepdim=True).clamp_min(1e-30))  # 0 at padding
+    for t in range(target.shape[1] - 2, -1, -1):
+        row = (behind[-1] * target[:, t + 1]) @ moves.T
+        row = torch.where(last[:, t], 1.0, row)
+        behind.append(row / row.sum(1, keepdim=True).clamp_min(1e-30))
+    return torch.stack(ahead, 1), torch.stack(behind[::-1], 1)
 
 
 class _NumbaState:

@@ -8,6 +8,7 @@ Cost: two forward and backward passes a step. Not with PGD: both move the same i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from hanzoo.models.model import Model
@@ -20,7 +21,7 @@ class FGM(Trick):
 
     Settings: ClassVar[type[AttackSettings]] = AttackSettings
     rank: ClassVar[int] = 10
-    excludes: ClassVar[tuple[str, ...]] = ("pgd",)
+    excludes: ClassVar[Mapping[str, str]] = {"pgd": "both attack the same input"}
 
     def wrap_backward(self, backward: Backward, model: Model) -> Backward:
         return attack(backward, model, self.settings, num_steps=1, step_size=self.settings.epsilon)

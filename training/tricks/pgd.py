@@ -8,6 +8,7 @@ Cost: num_steps + 1 forward and backward passes a step. Not with FGM: both move 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import Field
@@ -34,7 +35,7 @@ class PGD(Trick):
 
     Settings: ClassVar[type[PGDSettings]] = PGDSettings
     rank: ClassVar[int] = 10
-    excludes: ClassVar[tuple[str, ...]] = ("fgm",)
+    excludes: ClassVar[Mapping[str, str]] = {"fgm": "both attack the same input"}
 
     def wrap_backward(self, backward: Backward, model: Model) -> Backward:
         return attack(

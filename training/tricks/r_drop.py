@@ -4,10 +4,12 @@ Source: Liang et al. 2021, equation 4: the mean of both losses plus alpha times 
 Differs: for a CRF the divergence is the exact one between the two distributions over tag sequences, not one of token softmaxes;
 it is divided by the same units as the loss, so alpha means the same at every batch size.
 Cost: two forward and backward passes a step. Without any dropout it changes nothing.
+Place: outside focal, Poly and flooding, inside the gradient penalty. Not with model.multi_sample_dropout.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -31,6 +33,9 @@ class RDrop(Trick):
 
     Settings: ClassVar[type[RDropSettings]] = RDropSettings
     rank: ClassVar[int] = 10
+    excludes: ClassVar[Mapping[str, str]] = {
+        "model.multi_sample_dropout": "there is no agreed divergence between two passes of several masks each"
+    }
 
     def wrap_loss(self, loss: LossFunction, model: Model) -> LossFunction:
         def twice(batch: Any) -> Loss:
@@ -38,6 +43,6 @@ class RDrop(Trick):
             divergence = model.divergence(first.output, second.output, batch)
             one, other = first.weighted(), second.weighted()  # weights are of the hard loss alone
             values = {part: 0.5 * (one[part] + other[part]) + self.settings.alpha * divergence[part] for part in one}
-            return Loss(values, first.output)
+            return Loss(values, first.output, hard=first.gold())
 
         return twice

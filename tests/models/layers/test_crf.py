@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hanzoo.models.layers import crf as layer
 from hanzoo.models.layers.crf import CRF
 from tests.references import crf as reference
+from tests.references import losses as loss_reference
 
 Legal = tuple[Tensor, Tensor, Tensor]  # transitions (from, to), start, end
 
@@ -1288,3 +1289,95 @@ def test_a_gradient_step_raises_the_likelihood() -> None:
         values.append(loss.item())
     assert values == sorted(values, reverse=True)
     assert values[-1] < values[0] - 0.1
+
+
+# Label smoothing: a target over sequences around the gold.
+
+
+def hard_loss(problem: Problem) -> Tensor:
+    return -problem.crf.log_likelihood(problem.emissions, problem.tags, problem.mask)
+
+
+def smoothed_loss(problem: Problem, epsilon: float) -> Tensor:
+    extra = problem.crf.label_smoothing(problem.emissions, problem.tags, problem.mask, epsilon)
+    return hard_loss(problem) + extra
+
+
+@few_examples
+@given(problems(), st.sampled_from([0.0, 0.05, 0.3, 0.9]))
+def test_smoothed_loss_equals_enumeration(problem: Problem, epsilon: float) -> None:
+    expected = [
+        loss_reference.smoothed(chain, problem.gold(index), epsilon) for index, chain in enumerate(problem.chains())
+    ]
+    found = smoothed_loss(problem, epsilon)
+    assert_equal(found, torch.stack(expected))
+    weights = torch.linspace(1, 2, len(expected), dtype=torch.float64)
+    assert_gradients_equal(found @ weights, torch.stack(expected) @ weights, problem.inputs())
+
+
+@every_constraint
+def test_smoothing_is_felt_and_nothing_without_epsilon(legal: Legal) -> None:
+    problem = make_problem(MIXED, legal)
+    assert_equal(smoothed_loss(problem, 0.0), hard_loss(problem))
+    assert (smoothed_loss(problem, 0.1) - hard_loss(problem)).abs().max() > 1e-3
+    target = torch.stack([
+        -torch.special.xlogy(t := loss_reference.path_targets(chain, problem.gold(index), 0.1), t).sum()
+        for index, chain in enumerate(problem.chains())
+    ])  # fmt: skip
+    assert (smoothed_loss(problem, 0.1) >= target - 1e-9).all()  # a cross-entropy: at least the target's own entropy
+
+
+def test_smoothing_without_constraints_is_the_closed_form() -> None:
+    problem = make_problem(MIXED, everything(4))
+    for index, chain in enumerate(problem.chains()):
+        expected = loss_reference.smoothed_over_all_paths(chain, problem.gold(index), 0.2, forbidden=0.0)
+        assert_equal(smoothed_loss(problem, 0.2)[index], expected)
+
+
+def test_smoothing_does_not_visit_what_is_forbidden() -> None:
+    problem = make_problem([5], bies())
+    found = smoothed_loss(problem, 0.1)[0]
+    (chain,), gold = problem.chains(), problem.gold(0)
+    # the closed form with constraints as -1e4: hundreds of nats for moves that the model cannot make
+    assert loss_reference.smoothed_over_all_paths(chain, gold, 0.1, forbidden=-1e4) > found + 500
+    # what stands at forbidden entries is nothing at all
+    for value in (-1e4, math.inf, math.nan):
+        with torch.no_grad():
+            for name in ("transitions", "start_transitions", "end_transitions"):
+                legal = getattr(problem.crf, f"legal_{name.replace('_transitions', '')}")
+                getattr(problem.crf, name).masked_fill_(~legal, value)
+        assert torch.equal(smoothed_loss(problem, 0.1)[0], found)
+    gradients = gradients_of(smoothed_loss(problem, 0.1).sum(), problem.inputs()[1:])
+    assert not gradients[0][~problem.crf.legal_transitions].any()
+    assert gradients[0][problem.crf.legal_transitions].all()
+
+
+def test_smoothed_loss_has_a_lower_bound() -> None:
+    # all transitions less a constant are the same distribution; the closed form that counts forbidden moves as 0 would reward it
+    problem = make_problem([5], bies())
+    before = smoothed_loss(problem, 0.1)[0]
+    naive = loss_reference.smoothed_over_all_paths(problem.chain(0), problem.gold(0), 0.1, forbidden=0.0)
+    with torch.no_grad():
+        problem.crf.transitions -= 1000.0
+    assert_equal(smoothed_loss(problem, 0.1)[0], before, 1e-9)
+    assert loss_reference.smoothed_over_all_paths(problem.chain(0), problem.gold(0), 0.1, forbidden=0.0) < naive - 50
+
+
+def test_smoothing_in_float32_and_beside_padding() -> None:
+    exact = make_problem([40, 7, 1, 23], bies(), scale=3.0)
+    single = make_problem([40, 7, 1, 23], bies(), dtype=torch.float32, scale=3.0)
+    single.tags.copy_(exact.tags)
+    for source, target in zip(exact.inputs(), single.inputs(), strict=True):
+        with torch.no_grad():
+            target.copy_(source)
+            single.emissions[~single.mask] = math.nan
+    found = single.crf.label_smoothing(single.emissions, single.tags, single.mask, 0.1)
+    expected = exact.crf.label_smoothing(exact.emissions, exact.tags, exact.mask, 0.1)
+    assert_equal(found.double(), expected, 1e-4)
+    for ours, theirs in zip(
+        gradients_of(found.sum(), single.inputs()), gradients_of(expected.sum(), exact.inputs()), strict=True
+    ):
+        assert_equal(ours.double(), theirs, 1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        under = single.crf.label_smoothing(single.emissions, single.tags, single.mask, 0.1)
+    assert torch.equal(under, found)
