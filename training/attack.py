@@ -38,6 +38,10 @@ class AttackSettings(Settings):
     adversarial_weight: float = Field(default=0.5, gt=0.0, le=1.0)
 
 
+def _at_least_float32(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
 class Perturbation:
     """Adds a perturbation to the outputs of a batch's attack points while it is entered.
 
@@ -62,7 +66,7 @@ class Perturbation:
     def _hook(self, name: str) -> Any:
         def add(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
             if name not in self.deltas:
-                self.deltas[name] = torch.zeros_like(output, dtype=torch.float32, requires_grad=True)
+                self.deltas[name] = torch.zeros_like(output, dtype=_at_least_float32(output), requires_grad=True)
             return output + self.deltas[name].to(output.dtype)
 
         return add
@@ -70,6 +74,27 @@ class Perturbation:
     def leaves(self) -> list[Tensor]:
         """The perturbations, for a backward pass that shall reach nothing else."""
         return list(self.deltas.values())
+
+    def squared_gradients(self, values: Tensor) -> Tensor:
+        """Squared L2 norm of each sample's gradient of the values' sum, (samples,) float; it can be differentiated itself.
+
+        Raises:
+            RuntimeError: as `ascend`.
+        """
+        self._require_reached()
+        found = torch.autograd.grad(values.sum(), self.leaves(), create_graph=True, allow_unused=True)
+        gradients = dict(zip(self.deltas, found, strict=True))
+        for name, gradient in gradients.items():
+            if gradient is None:
+                raise RuntimeError(f"attack: the loss does not depend on the attack point {name}")
+        return self._squares(gradients)
+
+    def _require_reached(self) -> None:
+        if set(self.deltas) != set(self.points):
+            missing = sorted(set(self.points) - set(self.deltas))
+            raise RuntimeError(
+                f"attack: these attack points were not reached by the forward pass: {', '.join(missing)}"
+            )
 
     @torch.no_grad()
     def ascend(self, step: float, radius: float) -> Tensor:
@@ -83,11 +108,7 @@ class Perturbation:
         Raises:
             RuntimeError: no forward pass reached an attack point: the attack would be a no-op.
         """
-        if set(self.deltas) != set(self.points):
-            missing = sorted(set(self.points) - set(self.deltas))
-            raise RuntimeError(
-                f"attack: these attack points were not reached by the forward pass: {', '.join(missing)}"
-            )
+        self._require_reached()
         gradients = {name: delta.grad for name, delta in self.deltas.items()}
         norms = self._norms({name: grad for name, grad in gradients.items() if grad is not None})
         scale = torch.where((norms > 0) & norms.isfinite(), step / norms, torch.zeros_like(norms))
@@ -109,15 +130,18 @@ class Perturbation:
         self.deltas = {name: delta.detach() for name, delta in self.deltas.items()}
 
     def _norms(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        return self._squares(tensors).sqrt()
+
+    def _squares(self, tensors: Mapping[str, Tensor]) -> Tensor:
         total: Tensor | None = None
         for name, tensor in tensors.items():
             samples = self.points[name].samples.reshape(-1)
             rows = int(self.points[name].samples.shape[0])
-            squares = tensor.float().square().sum(dim=-1).reshape(-1) * (samples >= 0)
-            part = squares.new_zeros(rows).index_add_(0, samples.clamp_min(0), squares)
+            squares = tensor.to(_at_least_float32(tensor)).square().sum(dim=-1).reshape(-1) * (samples >= 0)
+            part = squares.new_zeros(rows).index_add(0, samples.clamp_min(0), squares)
             total = part if total is None else total + part
         assert total is not None
-        return total.sqrt()
+        return total
 
     def _spread(self, name: str, values: Tensor) -> Tensor:
         samples = self.points[name].samples

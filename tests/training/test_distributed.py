@@ -17,23 +17,32 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hanzoo.training.distributed import gather_objects, merge, num_ranks, on_first, rank, share, sum_integers
+from hanzoo.training.trick import trick_names
 from tests import tiny
 from tests.fixtures import corpus, run_command, trained_run
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_DROPOUT = {"dimension": 8, "hidden": 8, "dropout_embedding": 0.0, "dropout_hidden": 0.0, "unknown_rate": 0.2}
 SGD = {"name": "sgd", "learning_rate": 0.1}
-ATTACKS: dict[str, dict[str, Any]] = {
+TRICKS: dict[str, dict[str, Any]] = {
     "plain": {},
     "fgm": {"fgm": {"epsilon": 0.5}},
     "pgd": {"pgd": {"epsilon": 0.5, "step_size": 0.3, "num_steps": 2}},
     "fgm table": {"fgm": {"epsilon": 0.5, "target": "table"}},
     "ema": {"ema": {"decay": 0.9}},
+    "r_drop": {"r_drop": {"alpha": 1.0}},
+    "focal": {"focal": {"normalise": "token"}},
+    "poly": {"poly": {"epsilon": 2.0}},
+    "flooding": {"flooding": {"level": 1.5}},
+    "gradient_penalty": {"gradient_penalty": {"strength": 5.0}},
+    "all on the loss": {"focal": {}, "poly": {}, "flooding": {"level": 1.5}, "r_drop": {}, "gradient_penalty": {}},
 }
-CASES = {name: (tricks, SGD, 10) for name, tricks in ATTACKS.items()} | {
+CASES = {name: (tricks, SGD, 10) for name, tricks in TRICKS.items()} | {
     "adamw": ({}, {"name": "adamw", "learning_rate": 0.001}, 10),
+    "fields of the head": ({}, SGD, 10),
     "one step": ({}, SGD, 1),  # 12 sentences: one window
 }
+HEAD = {"label_smoothing": 0.1, "class_weights": 1.0, "multi_sample_dropout": 2, "multi_sample_rate": 0.0}
 ITEMS = (
     tiny.DOCUMENTS + tiny.DOCUMENTS[:8]
 )  # 20: the second window holds 8, fewer than its four micro-batches would take
@@ -42,7 +51,7 @@ ITEMS = (
 def fit(folder: Path, case: str, **sizes: int) -> dict[str, torch.Tensor]:
     """Train the tiny model; its weights and last gradients."""
     tricks, optimizer, epochs = CASES[case]
-    model = tiny.build("bilstm_crf", NO_DROPOUT)
+    model = tiny.build("bilstm_crf", NO_DROPOUT | (HEAD if case == "fields of the head" else {}))
     items = tiny.DOCUMENTS if case == "one step" else ITEMS
     trainer = tiny.trainer(model, folder, items=items, tricks=tricks, optimizer=optimizer, epochs=epochs, **sizes)
     trainer.fit()
@@ -118,6 +127,10 @@ def test_two_ranks_train_what_one_trains(together: Path, tmp_path: Path, case: s
     assert apart("weights") < (1e-4 if case == "adamw" else 1e-5)
     alone = fit(tmp_path / "control", case, batch_size=6)  # another window, another training
     assert apart("weights") > 1e-3
+
+
+def test_every_trick_is_walked() -> None:
+    assert {trick for tricks in TRICKS.values() for trick in tricks} == set(trick_names())
 
 
 def test_collectives(together: Path) -> None:

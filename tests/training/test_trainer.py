@@ -46,7 +46,7 @@ def bilstm(dropout: float = 0.0, **settings: Any) -> Model:
 
 # A step.
 
-ATTACKS: dict[str, dict[str, dict[str, Any]]] = {
+TRICKS: dict[str, dict[str, dict[str, Any]]] = {
     "plain": {},
     "fgm": {"fgm": {"epsilon": 0.5}},
     "pgd": {"pgd": {"epsilon": 0.5, "step_size": 0.3, "num_steps": 2}},
@@ -54,15 +54,20 @@ ATTACKS: dict[str, dict[str, dict[str, Any]]] = {
     "fgm table": {"fgm": {"epsilon": 0.5, "target": "table"}},
     "pgd table": {"pgd": {"epsilon": 0.5, "step_size": 0.3, "num_steps": 2, "target": "table"}},
     "fgm r_drop": {"fgm": {"epsilon": 0.5}, "r_drop": {}},
+    "focal": {"focal": {"normalise": "token"}},
+    "poly": {"poly": {"epsilon": 2.0}},
+    "flooding": {"flooding": {"level": 1.5}},  # about half of the sentences are below it
+    "gradient_penalty": {"gradient_penalty": {"strength": 50.0}},
+    "all on the loss": {"focal": {}, "poly": {}, "flooding": {"level": 1.5}, "r_drop": {}, "gradient_penalty": {}},
 }
 
 
-@pytest.mark.parametrize("tricks", ATTACKS)
+@pytest.mark.parametrize("tricks", TRICKS)
 def test_accumulation_equals_one_big_batch(tmp_path: Path, tricks: str) -> None:
     def gradients(batch_size: int, accumulation: int) -> dict[str, Tensor]:
         model = bilstm()
         folder = tmp_path / f"{batch_size}"
-        trained = tiny.trainer(model, folder, tricks=ATTACKS[tricks], batch_size=batch_size, accumulation=accumulation)
+        trained = tiny.trainer(model, folder, tricks=TRICKS[tricks], batch_size=batch_size, accumulation=accumulation)
         assert trained.num_steps == 1
         trained.fit()
         return tiny.gradients(model)
