@@ -14,6 +14,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from hanzoo.errors import HanzooError, RunError
 
@@ -55,7 +57,12 @@ def joined(device: str) -> Iterator[None]:
         yield
         return
     try:
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        # torchrun keeps one store over its restarts. What ranks left there before they died must not be taken for the word of
+        # those that come now: they would wait for each other for ever.
+        store, number, ranks = next(rendezvous("env://"))
+        store = PrefixStore(f"restart_{restarts()}", store)
+        backend = "nccl" if device.startswith("cuda") else "gloo"
+        dist.init_process_group(backend, store=store, rank=number, world_size=ranks)
     except (RuntimeError, ValueError) as error:
         raise RunError(
             f"WORLD_SIZE={os.environ['WORLD_SIZE']}: the other ranks must be there, but: {str(error).splitlines()[0]}. "

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed import TCPStore
 
 from hanzoo.training.distributed import gather_objects, merge, num_ranks, on_first, rank, share, sum_integers
 from hanzoo.training.trick import trick_names
@@ -76,7 +77,9 @@ def work(folder: Path) -> None:
     (folder / f"answers-{rank()}.json").write_text(json.dumps(answers), encoding="utf-8")
 
 
-def two(arguments: list[str], folder: Path, **environment: str) -> list[subprocess.CompletedProcess[str]]:
+def two(
+    arguments: list[str], folder: Path, *, seconds: int = 240, **environment: str
+) -> list[subprocess.CompletedProcess[str]]:
     """Run a command in two processes that know of each other, as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -94,7 +97,7 @@ def two(arguments: list[str], folder: Path, **environment: str) -> list[subproce
     ]  # fmt: skip
     finished = []
     for process in processes:
-        output, errors = process.communicate(timeout=240)
+        output, errors = process.communicate(timeout=seconds)
         finished.append(subprocess.CompletedProcess(arguments, process.returncode, output, errors))
     return finished
 
@@ -169,6 +172,19 @@ model: {name: bilstm_crf, dimension: 8, hidden: 8}
 train: {epochs: 2, batch_size: 16, accumulation: 2, log_every: 1, save_every: 2, threads: 1, device: cpu, tricks: {ema: {}}}
 evaluate: {calibrate: false}
 """
+
+
+def test_ranks_that_come_again_do_not_wait_for_the_dead(tmp_path: Path) -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun's, one over all its restarts
+    script = (
+        "import os, time; from hanzoo.training.distributed import joined, restarts, sum_integers\n"
+        "time.sleep(3.0 * restarts() * int(os.environ['RANK']))  # rank 0 looks for rank 1 before it is there\n"
+        "with joined('cpu'): print(sum_integers([1]))"
+    )
+    for attempt in ("0", "1"):
+        environment = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": attempt}
+        for process in two(["-c", script], tmp_path, seconds=60, MASTER_PORT=str(store.port), **environment):
+            assert (process.stdout, process.returncode) == ("[2]\n", 0), process.stderr
 
 
 def test_a_rank_that_is_killed_is_started_again_by_torchrun(tmp_path: Path) -> None:
