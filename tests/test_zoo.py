@@ -35,6 +35,10 @@ NO_RANDOMNESS: dict[str, dict[str, Any]] = {
 TRICKS: dict[str, list[dict[str, Any]]] = {
     "fgm": [{"epsilon": 0.3}, {"epsilon": 1.0, "target": "table"}],
     "pgd": [{"epsilon": 0.3, "step_size": 0.2, "num_steps": 2}, {"num_steps": 2, "target": "table"}],
+    "free_lb": [
+        {"epsilon_0": 0.3, "step_size": 0.2, "max_norm": 0.0, "num_steps": 2},
+        {"epsilon_0": 0.0, "step_size": 0.2, "num_steps": 2, "target": "table"},
+    ],
     "r_drop": [{"alpha": 1.0}],
     "ema": [{"decay": 0.9}],
     "focal": [{"gamma": 1.0, "normalise": "token"}],

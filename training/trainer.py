@@ -46,7 +46,7 @@ from hanzoo.training.distributed import gather_objects, num_ranks, on_first, ran
 from hanzoo.training.optimizers import OptimizerSettings, build_optimizer, describe_groups, parameter_groups
 from hanzoo.training.progress import Reporter
 from hanzoo.training.schedules import LinearSchedule, PlateauSchedule, ScheduleSettings, factor
-from hanzoo.training.trick import Backward, Loss, LossFunction, MicroBatch, Trick, Window
+from hanzoo.training.trick import Backward, Loss, LossFunction, MicroBatch, SampleDraw, Trick, Window
 
 
 class TrainSettings(Settings):
@@ -330,11 +330,14 @@ class Trainer:
         mine = items[rank() :: num_ranks()]
         if not mine:  # all ranks must take part in adding the gradients
             stand_in = self._collate(step, items[0][:1]).to(self.model.device)
-            return [MicroBatch(0, stand_in, weight=0.0, counted=False)]
+            return [MicroBatch(0, stand_in, weight=0.0, counted=False, draw=self._draw(step, items[0][:1]))]
         return [
-            MicroBatch(index, self._collate(step, numbers).to(self.model.device), last=index == len(mine) - 1)
+            MicroBatch(
+                index, self._collate(step, numbers).to(self.model.device), last=index == len(mine) - 1,
+                draw=self._draw(step, numbers),
+            )
             for index, numbers in enumerate(mine)
-        ]
+        ]  # fmt: skip
 
     def _count_units(self, window: Window) -> dict[str, int]:
         """Units a part over the window and all ranks; the ranks agree on signals in the same message."""
@@ -399,6 +402,10 @@ class Trainer:
 
         return self.model.collate([self.features[i] for i in numbers], draw, numbers)
 
+    def _draw(self, step: int, numbers: list[int]) -> SampleDraw:
+        """What tricks draw at the samples of a micro-batch."""
+        return lambda purpose, sample: generator(self.settings.seed, purpose, step, numbers[sample])
+
     def _plan(self, epoch: int) -> list[list[list[int]]]:
         return plan_epoch(
             self.lengths,
@@ -426,7 +433,13 @@ class Trainer:
 
     # Figures.
 
+    def _say_notes(self) -> None:
+        for trick in self.tricks:
+            for note in trick.notes():
+                self.reporter.say(note)
+
     def _log(self, epoch: int, rate: float, norm: float) -> None:
+        self._say_notes()
         self._gather_sums()
         now = time.monotonic()
         speed = self._log_units / max(now - self._log_started, 1e-9)
@@ -450,6 +463,7 @@ class Trainer:
 
     def _evaluate(self, epoch: int) -> None:
         started = time.monotonic()
+        self._say_notes()
         with ExitStack() as weights:
             for trick in self.tricks:
                 weights.enter_context(trick.evaluation_weights(self.model))

@@ -23,6 +23,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from hanzoo.errors import RecipeError, nearest
@@ -57,6 +58,7 @@ class Loss(NamedTuple):
 
 
 LossFunction = Callable[[Any], Loss]
+SampleDraw = Callable[[str, int], np.random.Generator]  # purpose, place of the sample in the batch
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,14 @@ class MicroBatch:
         index: its place in the window; with the step it keys its dropout, so every pass over it has the same masks.
         batch: the model's batch.
         weight: factor of its loss.
-        kind: "clean" for the pass on the input as it is; "adversarial" and "ascent" for an attack's. Logged apart.
+        kind: "clean" for the pass on the input as it is (of FreeLB, where it starts); "adversarial" and "ascent" for an attack's.
+            Logged apart.
         contexts: entered around the forward and the backward pass.
         inputs: where gradients are wanted; None = all leaves.
         last: the pass in which the gradients of all ranks are added: the last one of the window that reaches the weights.
         counted: False for the stand-in of a rank that has nothing to do in a window: weight 0, and no part of any sum.
+        draw: a generator for what a trick draws of its own at one sample, keyed by seed, purpose, step and the sample's item: the
+            same however a window is cut. None = there is no such draw.
     """
 
     index: int
@@ -82,6 +87,7 @@ class MicroBatch:
     inputs: Callable[[], Sequence[Tensor]] | None = None
     last: bool = True
     counted: bool = True
+    draw: SampleDraw | None = None
 
     def inside(self, context: AbstractContextManager[Any], **changes: Any) -> MicroBatch:
         """The same micro-batch, its passes run inside one more context."""
@@ -121,6 +127,13 @@ class Trick:
 
     def after_step(self, model: Model) -> None:
         """Called after each optimizer step that changed the weights."""
+
+    def notes(self) -> Sequence[str]:
+        """What a person should be told since it was asked last: whenever the loss is logged, and at the end of an epoch.
+
+        All ranks ask at the same step. Raises RunError where the trick turns out to do nothing.
+        """
+        return ()
 
     def evaluation_weights(self, model: Model) -> AbstractContextManager[object]:
         """Entered around evaluating, and keeping the best weights: inside, the model has the weights that inference shall use."""

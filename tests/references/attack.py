@@ -6,7 +6,8 @@ function of that list. All matrices share one norm.
 FGM (Miyato, Dai and Goodfellow 2017, section 3, equations 5 and 6): r = epsilon * g / ||g||_2, g the gradient of the loss by the
 input. PGD (Madry et al. 2018, section 2.1, in the L2 norm): r <- P(r + step_size * g / ||g||_2), where g is taken at the moved
 input and P is the projection on the ball of radius epsilon. What is trained on is the mean of the loss at the input and the
-loss at the moved input.
+loss at the moved input. FreeLB (Zhu et al. 2020, algorithm 1): r starts at random and ascends as in PGD; what is trained on is the
+mean of the losses at all places on the way.
 """
 
 from __future__ import annotations
@@ -64,10 +65,38 @@ def fgm(loss: LossOfMatrices, matrices: Sequence[Tensor], epsilon: float) -> Mat
     return _step(nothing, gradient(loss, matrices), epsilon)
 
 
-def pgd(loss: LossOfMatrices, matrices: Sequence[Tensor], epsilon: float, step_size: float, steps: int) -> Matrices:
-    """The perturbation after `steps` projected steps from zero."""
-    perturbation = [torch.zeros_like(matrix, dtype=torch.float64) for matrix in matrices]
+def pgd(
+    loss: LossOfMatrices,
+    matrices: Sequence[Tensor],
+    epsilon: float,
+    step_size: float,
+    steps: int,
+    start: Matrices | None = None,
+) -> Matrices:
+    """The perturbation after `steps` projected steps from `start`, or from zero."""
+    perturbation = start or [torch.zeros_like(matrix, dtype=torch.float64) for matrix in matrices]
     for _ in range(steps):
         ascent = gradient(loss, moved(matrices, perturbation))
         perturbation = project(_step(perturbation, ascent, step_size), epsilon)
     return perturbation
+
+
+def uniform_start(noise: Sequence[Tensor], size: float) -> Matrices:
+    """The random start of one sample: its noise, U(-1, 1) at each number, scaled by size / sqrt(n d).
+
+    n d are the rows and columns of a matrix; several matrices share the square of the norm evenly.
+    """
+    filled = sum(matrix.numel() > 0 for matrix in noise)
+    return [matrix.double() * size / math.sqrt(matrix.shape[0] * matrix.shape[1] * filled) for matrix in noise]
+
+
+def free_lb(
+    loss: LossOfMatrices, matrices: Sequence[Tensor], start: Matrices, step_size: float, max_norm: float, steps: int
+) -> list[Matrices]:
+    """The perturbation at each of the `steps` passes; max_norm 0 = no projection."""
+    passes = [start]
+    while len(passes) < steps:
+        ascent = gradient(loss, moved(matrices, passes[-1]))
+        further = _step(passes[-1], ascent, step_size)
+        passes.append(project(further, max_norm) if max_norm else further)
+    return passes

@@ -30,6 +30,8 @@ TRICKS: dict[str, dict[str, Any]] = {
     "fgm": {"fgm": {"epsilon": 0.5}},
     "pgd": {"pgd": {"epsilon": 0.5, "step_size": 0.3, "num_steps": 2}},
     "fgm table": {"fgm": {"epsilon": 0.5, "target": "table"}},
+    "free_lb": {"free_lb": {"epsilon_0": 0.5, "step_size": 0.3}},
+    "free_lb table": {"free_lb": {"epsilon_0": 0.0, "step_size": 0.3, "target": "table"}},
     "ema": {"ema": {"decay": 0.9}},
     "r_drop": {"r_drop": {"alpha": 1.0}},
     "focal": {"focal": {"normalise": "token"}},

@@ -50,9 +50,15 @@ TRICKS: dict[str, dict[str, dict[str, Any]]] = {
     "plain": {},
     "fgm": {"fgm": {"epsilon": 0.5}},
     "pgd": {"pgd": {"epsilon": 0.5, "step_size": 0.3, "num_steps": 2}},
+    "pgd random start": {"pgd": {"epsilon": 0.5, "step_size": 0.3, "num_steps": 2, "random_start": True}},
+    "free_lb": {"free_lb": {"epsilon_0": 0.5, "step_size": 0.3, "max_norm": 0.5}},
     "r_drop": {"r_drop": {"alpha": 2.0}},
     "fgm table": {"fgm": {"epsilon": 0.5, "target": "table"}},
     "pgd table": {"pgd": {"epsilon": 0.5, "step_size": 0.3, "num_steps": 2, "target": "table"}},
+    "free_lb table": {"free_lb": {"epsilon_0": 0.0, "step_size": 0.3, "target": "table"}},
+    "fgm relative": {"fgm": {"epsilon": 0.1, "norm": "relative"}},
+    "fgm table relative": {"fgm": {"epsilon": 0.1, "norm": "relative", "target": "table"}},
+    "free_lb relative": {"free_lb": {"epsilon_0": 0.2, "step_size": 0.1, "norm": "relative"}},
     "fgm r_drop": {"fgm": {"epsilon": 0.5}, "r_drop": {}},
     "focal": {"focal": {"normalise": "token"}},
     "poly": {"poly": {"epsilon": 2.0}},
@@ -76,6 +82,23 @@ def test_accumulation_equals_one_big_batch(tmp_path: Path, tricks: str) -> None:
     for batch_size, accumulation in ((5, 3), (1, 12)):  # 5 + 5 + 2: a mean of means would be wrong
         # the attack's own float32 rounding is felt twice: in the direction, and in what is computed there
         assert tiny.difference(gradients(batch_size, accumulation), big) < (1e-6 if tricks == "plain" else 3e-6)
+
+
+def test_random_starts_do_not_depend_on_how_a_window_is_cut(tmp_path: Path) -> None:
+    def gradients(seed: int, batch_size: int) -> dict[str, Tensor]:
+        model = bilstm()
+        noise = {"free_lb": {"epsilon_0": 3.0, "num_steps": 1}}
+        folder = tmp_path / f"{seed} {batch_size}"
+        tiny.trainer(model, folder, tricks=noise, seed=seed, batch_size=batch_size, accumulation=12 // batch_size).fit()
+        return tiny.gradients(model)
+
+    assert tiny.difference(gradients(1, 4), gradients(1, 12)) < 1e-6
+    assert tiny.difference(gradients(2, 4), gradients(1, 12)) > 1e-3  # all 12 sentences again, with other draws
+    window = tiny.trainer(bilstm(), tmp_path / "window")._window(3, [[5, 2], [7]])
+    for micro, sample, item in ((0, 0, 5), (0, 1, 2), (1, 0, 7)):
+        draw = window[micro].draw
+        assert draw is not None
+        assert draw("start", sample).random() == generator(1, "start", 3, item).random()
 
 
 def test_mean_of_means_would_differ(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 Source: Goodfellow et al. 2015; Miyato, Dai and Goodfellow 2017 (text: normalised gradient, embeddings), equation 8.
 Differs: the clean and the adversarial gradient are weighted to sum to one (public snippets add both, which doubles the gradient);
 one norm a sample, not one over the batch.
-Cost: two forward and backward passes a step. Not with PGD: both move the same input.
+Cost: two forward and backward passes a step. Not with PGD or FreeLB: they move the same input.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from hanzoo.models.model import Model
-from hanzoo.training.attack import AttackSettings, attack
-from hanzoo.training.trick import Backward, Trick
+from hanzoo.training.attack import SAME_INPUT, AttackSettings, CleanAndAdversarial
+from hanzoo.training.trick import Backward
 
 
-class FGM(Trick):
+class FGM(CleanAndAdversarial):
     """epsilon 0 is training without it (the adversarial pass is then the clean one)."""
 
     Settings: ClassVar[type[AttackSettings]] = AttackSettings
-    rank: ClassVar[int] = 10
-    excludes: ClassVar[Mapping[str, str]] = {"pgd": "both attack the same input"}
+    excludes: ClassVar[Mapping[str, str]] = dict.fromkeys(("free_lb", "pgd"), SAME_INPUT)
 
     def wrap_backward(self, backward: Backward, model: Model) -> Backward:
-        return attack(backward, model, self.settings, num_steps=1, step_size=self.settings.epsilon)
+        return self.attack(backward, model, num_steps=1, step_size=self.settings.epsilon)

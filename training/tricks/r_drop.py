@@ -4,7 +4,8 @@ Source: Liang et al. 2021, equation 4: the mean of both losses plus alpha times 
 Differs: for a CRF the divergence is the exact one between the two distributions over tag sequences, not one of token softmaxes;
 it is divided by the same units as the loss, so alpha means the same at every batch size.
 Cost: two forward and backward passes a step. Without any dropout it changes nothing.
-Place: outside focal, Poly and flooding, inside the gradient penalty. Not with model.multi_sample_dropout.
+Place: outside focal, Poly and flooding, inside the gradient penalty. Not with model.multi_sample_dropout. Not with FreeLB, which
+has no clean pass, and the same masks in all of its passes.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class RDrop(Trick):
     Settings: ClassVar[type[RDropSettings]] = RDropSettings
     rank: ClassVar[int] = 10
     excludes: ClassVar[Mapping[str, str]] = {
-        "model.multi_sample_dropout": "there is no agreed divergence between two passes of several masks each"
+        "free_lb": "R-Drop compares clean passes, and FreeLB has none",
+        "model.multi_sample_dropout": "there is no agreed divergence between two passes of several masks each",
     }
 
     def wrap_loss(self, loss: LossFunction, model: Model) -> LossFunction:
