@@ -180,6 +180,15 @@ def test_all_mistakes_are_shown_at_once_each_with_the_nearest_known_key() -> Non
     assert check_recipe(MINIMAL, name="mine", place="mine.yaml").name == "mine"
 
 
+@pytest.mark.parametrize("trick", ["ewc", "l2_sp"])
+def test_what_pulls_back_to_a_start_needs_one(trick: str) -> None:
+    values = MINIMAL | {"train": {"tricks": {trick: None}}}
+    with pytest.raises(RecipeError, match=f"train.tricks.{trick} needs a trained model .* Set train.start_from=RUN"):
+        check_recipe(values, name="mine", place="mine.yaml")
+    values["train"]["start_from"] = "runs/old"
+    assert list(check_recipe(values, name="mine", place="mine.yaml").tricks) == [trick]
+
+
 def test_a_wrong_trick() -> None:
     known = {"train": {"tricks": {"fgm": {"epsilom": 1.0}, "r_drp": {}}}}
     mistakes = mistakes_in(MINIMAL | known)
