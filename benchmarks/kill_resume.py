@@ -40,6 +40,7 @@ RUNS = {
     "fgm": "train.tricks={fgm: {}}",
     "pgd": "train.tricks={pgd: {}}",
     "r_drop": "train.tricks={r_drop: {}}",
+    "swa": "train.tricks={swa: {start: 0.2, every: 3}}",
 }
 LONGEST_WAIT = 0.03  # seconds: about one step
 LIMIT = 600.0  # seconds that one start may take

@@ -262,6 +262,11 @@ class TagSet:
         pieces = self._pieces
         return _scan([pieces[tag] for tag in ids], self.scheme)
 
+    def tags_of(self, labels: Iterable[str]) -> npt.NDArray[np.bool_]:
+        """Which tags are "O" or of one of these labels: bool, shape (K,)."""
+        wanted = {*labels, ""}
+        return np.array([label in wanted for _, label in self._pieces], dtype=np.bool_)
+
     @functools.cached_property
     def legal_transitions(self) -> npt.NDArray[np.bool_]:
         """Which tag may follow which: bool, shape (K, K), `[from, to]`."""

@@ -149,6 +149,37 @@ class Vocabulary:
         """
         return np.fromiter(map(self._rows.__getitem__, tokens), dtype=np.int64)
 
+    def extended(
+        self, train_tokens: Iterable[str] | Mapping[str, int], *, min_count: int = 1
+    ) -> tuple[Vocabulary, NDArray[np.int64]]:
+        """This vocabulary with trained rows for what another training set holds besides.
+
+        Trained tokens keep their rows. A token that was frozen, or had no row and comes often enough, gets a trained row behind
+        them; it starts from the row that it was looked up under until now (its own frozen one, that of another form, or
+        "unknown"), so that nothing reads differently before it is learnt.
+
+        Args:
+            train_tokens: the tokens of the training set, or the number of occurrences of each.
+            min_count: a token that has no row of its own gets one from this number of occurrences on.
+
+        Returns:
+            The vocabulary: new trained tokens by falling count, then by code points; and for each of its rows the row of this
+            vocabulary that it starts from, (rows,) int64.
+        """
+        counts, trained = Counter(train_tokens), set(self.trained)
+        new = sorted(
+            (
+                token
+                for token, count in counts.items()
+                if token not in trained and (count >= min_count or token in self._rows) and _survives_json(token)
+            ),
+            key=lambda token: (-counts[token], token),
+        )
+        moved = set(new)
+        frozen = [token for token in self.frozen if token not in moved]
+        rows = [np.arange(self.num_trained_rows), self.encode(new), self.encode(frozen)]
+        return Vocabulary([*self.trained, *new], frozen), np.concatenate(rows)
+
     def save(self, path: Path) -> None:
         """Write both zones as JSON in ASCII: all else is escaped, so that no character is lost on the way.
 

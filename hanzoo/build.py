@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -19,7 +20,7 @@ import torch
 
 import hanzoo
 from hanzoo.data.batching import repeat_factors
-from hanzoo.data.catalogue import TaggingData, load_tagging_data, seen_in_train
+from hanzoo.data.catalogue import DATA_SETS, TaggingData, load_tagging_data, seen_in_train
 from hanzoo.data.document import Document, Span
 from hanzoo.data.files import write_file
 from hanzoo.data.randomness import reseed
@@ -39,12 +40,20 @@ from hanzoo.evaluation.tagging import (
     sentence_counts,
 )
 from hanzoo.models.model import Model, Tagger, load_model, model_class
-from hanzoo.recipe import Recipe, load_recipe
-from hanzoo.training.checkpoint import GO_ON, LOCK, clear_leftovers, locked, tensors_sha256, write_folder
+from hanzoo.recipe import DataSettings, Recipe, load_recipe
+from hanzoo.training.checkpoint import (
+    GO_ON,
+    LOCK,
+    clear_leftovers,
+    locked,
+    state_folders,
+    tensors_sha256,
+    write_folder,
+)
 from hanzoo.training.distributed import gather_objects, joined, local_device, merge, num_ranks, on_first, rank, share
 from hanzoo.training.progress import peak_gigabytes
 from hanzoo.training.trainer import Trainer
-from hanzoo.training.trick import build_tricks
+from hanzoo.training.trick import Start, build_tricks
 
 LONG_TEXT = 250  # the Lattice LSTM family drops test sentences from this length on: scored apart for comparison
 
@@ -138,11 +147,11 @@ def _train(
             f"{recipe.place}: evaluate.metric must be f1 or macro_f1 for {data.name}, but is 'official_macro_f1', which counts "
             "CLUENER's ten labels. Set evaluate.metric=f1."
         )
-    reseed(recipe.train.seed, "weights")
-    model = model_class(recipe.model_name).build(recipe.model, data).to(device)
+    model, start = first_model(recipe, data, folder, say)
+    model.to(device)
     for note in model.notes:
         say(note)
-    assert isinstance(model, Tagger)
+    model.restrict(data.labels)  # a model that goes on knows more: those are unlabelled here, neither right nor wrong
     features = [model.featurize(document) for document in data.train if document.text]
     if len(features) < len(data.train):
         say(f"{len(data.train) - len(features)} texts of train are empty: they are left out")
@@ -165,8 +174,10 @@ def _train(
         identity(data, model),
         resume,
         repeats,
+        start,
     )
-    on_first(lambda: _begin_run(folder, recipe))  # nothing is written before the last mistake of a recipe can be found
+    # nothing is written before the last mistake of a recipe can be found
+    on_first(lambda: _begin_run(folder, recipe, model))
     suggestion = recipe.suggested_rates(num_ranks())
     if suggestion:
         say(suggestion)
@@ -210,9 +221,69 @@ def _train(
     return on_first(finish)
 
 
-def _begin_run(folder: Path, recipe: Recipe) -> None:
+def _begin_run(folder: Path, recipe: Recipe, model: Model) -> None:
     if not (folder / "recipe.yaml").is_file():
         write_file(folder / "recipe.yaml", recipe.to_yaml())
+    if recipe.train.start_from is not None and not state_folders(folder / "state"):
+
+        def write(target: Path) -> None:
+            model.save(target)
+            write_file(target / INPUTS_FILE, json.dumps(dict(model.inputs), ensure_ascii=False, indent=1) + "\n")
+
+        write_folder(folder / "start", write)
+
+
+INPUTS_FILE = "inputs.json"  # in start/: `inputs` of the model, which a model folder does not hold
+
+
+def first_model(
+    recipe: Recipe, data: TaggingData, folder: Path, say: Callable[[str], None] = lambda line: None
+) -> tuple[Tagger, Start | None]:
+    """The model that a run begins with, on the CPU, and what it goes on from (None: nothing).
+
+    A run that goes on from another needs that one until its own first state is saved. From then on `start/` is its beginning.
+
+    Raises:
+        RunError: the run of `train.start_from` is missing or damaged.
+        RecipeError: its model is another one, or has other sizes.
+    """
+    cls = model_class(recipe.model_name)
+    reseed(recipe.train.seed, "weights")
+    if recipe.train.start_from is None:
+        model = cls.build(recipe.model, data)
+        assert isinstance(model, Tagger)
+        return model, None
+    old = Path(recipe.train.start_from)
+    if on_first(lambda: bool(state_folders(folder / "state"))):
+        # as it began, and with what the data decides and a model folder does not hold (class weights)
+        model = cls.continue_from(recipe.model, load_model(folder / "start"), data)
+        model.inputs, model.notes = read_json(folder / "start" / INPUTS_FILE), ()
+    else:
+        previous = load(old)
+        if type(previous) is not cls:
+            name = type(previous).__module__.rpartition(".")[2]
+            raise RecipeError(
+                f"{recipe.place}: model.name must be {name} as in {old}, but is {recipe.model_name}. "
+                f"Set model.name={name}, or train without train.start_from."
+            )
+        model = cls.continue_from(recipe.model, previous, data)
+        model.inputs = {"start_from": tensors_sha256(previous.state_dict()), **model.inputs}
+    assert isinstance(model, Tagger)
+    tagger, old_run = model, old if (old / "recipe.yaml").is_file() else old.parent
+
+    def old_data() -> TaggingData:
+        say(f"{old_run}: reading what it was trained on")
+        return load_data(read_recipe(old_run))
+
+    return model, _start(tagger, functools.cache(old_data))
+
+
+def _start(model: Tagger, old_data: Callable[[], TaggingData]) -> Start:
+    def items() -> list[Any]:
+        # without their gold: whoever asks draws labels from the model
+        return [model.featurize(Document(document.text)) for document in old_data().train if document.text]
+
+    return Start(model.fresh, items, lambda: model.restricted(old_data().labels))
 
 
 def train_seeds(
@@ -349,7 +420,9 @@ def dev_evaluation(model: Tagger, data: TaggingData) -> Callable[[Model], dict[s
 # Evaluation.
 
 
-def evaluate(run: str | Path, split: str | None = None, against: str | Path | None = None) -> dict[str, Any]:
+def evaluate(
+    run: str | Path, split: str | None = None, against: str | Path | None = None, data: str | None = None
+) -> dict[str, Any]:
     """The figures of a run's model on a split of its data, 0 to 1.
 
     Args:
@@ -357,12 +430,13 @@ def evaluate(run: str | Path, split: str | None = None, against: str | Path | No
         split: train, dev or test; the test split where the run's data has one with labels, else dev.
         against: another run, of as many seeds, on the same sentences; the key "against" then holds what
             `hanzoo.evaluation.significance` says of the difference of F1.
+        data: a data set by name, or a recipe with one, instead of the run's; only its labels take part.
 
     Raises:
         HanzooError: a run or its data is missing or damaged, or the two runs cannot be compared.
     """
-    other = None if against is None else evaluate_run(against, split=split)
-    return evaluate_run(run, split=split, against=other).to_json()
+    other = None if against is None else evaluate_run(against, split=split, data_of=data)
+    return evaluate_run(run, split=split, data_of=data, against=other).to_json()
 
 
 @dataclass(frozen=True)
@@ -375,8 +449,12 @@ class RunReport:
         documents: with their gold.
         predicted: a seed: the spans found in each document.
         figures: a seed: what `figures_of` gives.
-        data: the run's data; None where a file was evaluated and the run's data is not there any more.
+        data: the run's data, or the other data that was asked for; None where a file was evaluated and the run's data is not there
+            any more.
         results: a seed: what training left in results.json.
+        elsewhere: whether `data` is not the run's own.
+        labels_taken: how many labels took part, and
+        labels_known: of how many that the model knows.
         against: the run that it was compared with, and how their micro F1 (the mean over the seeds) differs; or None.
     """
 
@@ -387,7 +465,15 @@ class RunReport:
     figures: Sequence[Mapping[str, Any]]
     data: TaggingData | None
     results: Sequence[Mapping[str, Any]]
+    elsewhere: bool = False
+    labels_taken: int = 0
+    labels_known: int = 0
     against: tuple[RunReport, Comparison] | None = None
+
+    @property
+    def place(self) -> str:
+        """What was evaluated on, as a person should read it."""
+        return f"{self.data.name} {self.split}" if self.elsewhere and self.data is not None else self.split
 
     def counts(self) -> np.ndarray:
         """(num_seeds, num_sentences, 3): what `sentence_counts` gives for each seed."""
@@ -413,6 +499,8 @@ class RunReport:
     def remarks(self) -> list[str]:
         """What stands below the table: the interval, the subsets, the legality."""
         lines = []
+        if self.labels_taken < self.labels_known:
+            lines.append(f"{self.labels_taken} of the model's {self.labels_known} labels take part: those of the data")
         if len(self.figures) == 1:
             low, high = self.figures[0]["f1_interval"]
             lines.append(f"F1 95 % interval over sentences: {100 * low:.2f} to {100 * high:.2f}")
@@ -429,7 +517,7 @@ class RunReport:
     def to_json(self) -> dict[str, Any]:
         """Run, split, and the figures: values, or lists of one value a seed; how it differs from another run."""
         names = [name for name, value in self.figures[0].items() if isinstance(value, int | float)]
-        told: dict[str, Any] = {"run": str(self.folder), "split": self.split}
+        told: dict[str, Any] = {"run": str(self.folder), "split": self.place}
         told |= {name: _seeds([figures[name] for figures in self.figures]) for name in names}
         told["per_label"] = self.per_label()
         if self.against:
@@ -448,10 +536,22 @@ def evaluate_run(
     split: str | None = None,
     file: Path | None = None,
     format: str | None = None,
+    data_of: str | None = None,
     against: RunReport | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> RunReport:
-    """Evaluate the model(s) of a run on a split of its data, or on a labelled file, and compare it with another run's.
+    """Evaluate the model(s) of a run on a split of its data, of other data, or on a labelled file, and compare it.
+
+    On a data set only the labels that its train has take part (a model that went on from another data set knows more); on a file
+    all that the model knows.
+
+    Args:
+        run: the run directory.
+        split: train, dev or test; the test split where there is one with labels, else dev.
+        file: labelled texts.
+        format: of the file; None = recognised.
+        data_of: a data set by name, or a recipe (of a run, too) whose data is taken, instead of the run's own.
+        against: another run, evaluated on the same.
 
     `say` gets lines for people.
 
@@ -463,7 +563,11 @@ def evaluate_run(
     if against:
         _require_as_many_seeds(folder, seeds, against)
     recipe = read_recipe(seeds[0])
+    if data_of is not None:
+        named = data_of in DATA_SETS
+        recipe = replace(recipe, data=DataSettings(name=data_of) if named else load_recipe(data_of).data)
     data: TaggingData | None = None
+    taken: Sequence[str] | None = None
     if file is not None:
         try:
             data = load_data(recipe)
@@ -481,19 +585,33 @@ def evaluate_run(
         data = load_data(recipe)
         name = split or ("test" if data.test else "dev")
         documents = data.split(name)
+        taken = data.labels
     if against:
         _require_same_sentences(folder, name, documents, against)
     predicted, figures = [], []
     for each in seeds:
         model = load_tagger(each)
+        if taken is not None:
+            model.restrict(_shared_labels(model, taken, folder))
         spans, legal = predict_spans(model, documents)
         predicted.append(spans)
         figures.append(figures_of(documents, spans, data, legal))
     results = [read_json(each / "results.json") for each in seeds if (each / "results.json").is_file()]
-    report = RunReport(folder, name, documents, predicted, figures, data, results)
+    counts = len(model.active_labels), len(model.labels)
+    report = RunReport(folder, name, documents, predicted, figures, data, results, data_of is not None, *counts)
     if against is None:
         return report
     return replace(report, against=(against, compare(report.counts(), against.counts(), micro_f1, seed=0)))
+
+
+def _shared_labels(model: Tagger, labels: Sequence[str], run: Path) -> list[str]:
+    shared = [label for label in labels if label in model.labels]
+    if not shared:
+        raise RunError(
+            f"{run}: one of the data's labels ({', '.join(labels)}) must be known to the model, but it knows "
+            f"{', '.join(model.labels)}. Evaluate on data with its labels."
+        )
+    return shared
 
 
 def _require_as_many_seeds(folder: Path, seeds: Sequence[Path], against: RunReport) -> None:
@@ -551,23 +669,24 @@ def record_figure(report: RunReport, path: Path, variant: str, say: Callable[[st
     """
     _require_finished(report)
     first = report.results[0]
-    if report.data is None or dict(report.data.hashes) != first["data"]["sha256"]:
+    if report.data is None or (not report.elsewhere and dict(report.data.hashes) != first["data"]["sha256"]):
         raise RunError(f"{report.folder}: the data must be what the run was trained on, but differs. Restore it.")
-    if first["data"]["name"].endswith("-unofficial"):
-        raise RunError(
-            f"{report.folder}: a figure must be of official data, but {first['data']['name']} is not. Get the official files."
-        )
+    for name in (first["data"]["name"], report.data.name):
+        if name.endswith("-unofficial"):
+            raise RunError(
+                f"{report.folder}: a figure must be of official data, but {name} is not. Get the official files."
+            )
     names = ("f1", "precision", "recall", "macro_f1", "official_macro_f1")
     known = [name for name in names if name in report.figures[0]]
     record = {
         "recipe": first["recipe"],
         "variant": variant,
         "command": first["command"],
-        "data": first["data"]["name"],
-        "view": first["data"]["view"],
-        "data_sha256": first["data"]["sha256"],
+        "data": report.data.name,
+        "view": report.data.view,
+        "data_sha256": dict(report.data.hashes),
         "split": _filed_split(report),
-        "selected_on": first["selected_on"],
+        "selected_on": f"{first['data']['name']} {first['selected_on']}" if report.elsewhere else first["selected_on"],
         "seeds": [result["seed"] for result in report.results],
         "best_epochs": [result["best_epoch"] for result in report.results],
         "metrics": {name: [figures[name] for figures in report.figures] for name in known},
@@ -578,7 +697,8 @@ def record_figure(report: RunReport, path: Path, variant: str, say: Callable[[st
             for name, value in report.figures[0]["subsets"].items()
         },
         "legal": [figures["legal"] for figures in report.figures],
-        "calibration": [result.get("calibration") for result in report.results],
+        # it was measured on the dev of the run's own data
+        "calibration": [] if report.elsewhere else [result.get("calibration") for result in report.results],
         "inputs": first["inputs"],
         "minutes": round(statistics.fmean(result["minutes"] for result in report.results), 2),
         "peak_gb": max(result["peak_gb"] for result in report.results),
@@ -619,9 +739,10 @@ def _recorded(report: RunReport, folder: Path) -> dict[str, Any]:
     """Under which recipe and variant a run's figure is filed. No run knows its variant, so the weights must say."""
     _require_finished(report)
     weights = [result["weights_sha256"] for result in report.results]
+    place = (report.data.name if report.data else None, _filed_split(report))
     for path in sorted(folder.glob("*.json")):
         record = read_json(path)
-        if (record.get("weights_sha256"), record.get("split")) == (weights, _filed_split(report)):
+        if (record.get("weights_sha256"), record.get("data"), record.get("split")) == (weights, *place):
             return {"recipe": record["recipe"], "variant": record["variant"], "weights_sha256": weights}
     raise RunError(
         f"{report.folder}: what a figure is compared with must be recorded in {folder}, but is not. "

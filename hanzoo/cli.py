@@ -177,6 +177,9 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--split", choices=["train", "dev", "test"], help="default: test where it has labels, else dev")
     where.add_argument("--file", type=Path, help="a labelled file of your own instead of the run's data")
+    parser.add_argument(
+        "--data", help="a data set by name, or a recipe with one, instead of the run's data; only its labels take part"
+    )
     parser.add_argument("--format", help="of --file: cluener, columns, weibo, spans; default: recognised")
     parser.add_argument(
         "--against",
@@ -200,14 +203,17 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.record and len(arguments.runs) != 1:
         raise RunError(f"--record: must have one run, but has {len(arguments.runs)}. Record them one by one.")
+    if arguments.data and arguments.file:
+        raise RunError("--data: must stand without --file, but both are given. Leave one out.")
     if arguments.submission:  # first: where it cannot be, no table is lost by it
         build.write_cluener_submission(arguments.runs[0], arguments.submission)
         say(f"{arguments.submission}: written")
-    where = {"split": arguments.split, "file": arguments.file, "format": arguments.format, "say": say}
+    where = {"split": arguments.split, "file": arguments.file, "format": arguments.format, "data_of": arguments.data}
+    where["say"] = say
     against = build.evaluate_run(arguments.against, **where) if arguments.against else None
     details = [build.evaluate_run(folder, **where, against=against) for folder in arguments.runs]
     shown = [*details, against] if against and arguments.against not in arguments.runs else details
-    rows = [{"run": str(report.folder), "split": report.split, **_averaged(report.figures)} for report in shown]
+    rows = [{"run": str(report.folder), "split": report.place, **_averaged(report.figures)} for report in shown]
     if arguments.record:
         if arguments.file:
             raise RunError("--record: a figure must be of the run's own data, but --file names another. Leave one out.")
@@ -229,7 +235,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.errors:
         for report in details:
             which = ", first seed" if len(report.predicted) > 1 else ""
-            answer(f"\n{report.folder}, {report.split}{which}\n{report.error_report().render()}\n")
+            answer(f"\n{report.folder}, {report.place}{which}\n{report.error_report().render()}\n")
     return 0
 
 
@@ -265,6 +271,7 @@ def predict(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", help="where to write; default: JSON lines to standard output")
     parser.add_argument("--html", type=Path, help="also write a page that shows the entities in the texts")
     parser.add_argument("--text-column", default="text", help="the column (or JSON key) that holds the text")
+    parser.add_argument("--labels", help="only these of the model's labels take part, e.g. name,address; default: all")
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N")
     arguments = parser.parse_args(argv)
     return _run(_predict, arguments, arguments.device)
@@ -276,6 +283,8 @@ def _predict(arguments: argparse.Namespace) -> int:
         raise RunError(f"{arguments.run}: must hold a tagger, but holds {type(model).__name__}.")
     if arguments.file == "-" and num_ranks() > 1:
         raise RunError("standard input: must be a file where several ranks read it, but is a stream. Name a file.")
+    if arguments.labels is not None:
+        model.restrict(arguments.labels.split(","))
     refused = 0
     with ExitStack() as open_files:
         rows = open_files.enter_context(read_rows(arguments.file, text_column=arguments.text_column))

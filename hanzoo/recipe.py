@@ -356,6 +356,11 @@ def check_recipe(values: Mapping[str, Any], *, name: str, place: str) -> Recipe:
             settings = _check(trick_class(trick).Settings, section or {}, f"train.tricks.{trick}", mistakes)
             if settings is not None:
                 tricks[trick] = settings
+            if trick_class(trick).needs_start and train.start_from is None:
+                mistakes.append(
+                    f"train.tricks.{trick} needs a trained model that the training goes on from, but train.start_from is not set. "
+                    f"Set train.start_from=RUN, or remove train.tricks.{trick}."
+                )
         mistakes.extend(conflicts(tricks, {"model": model, "train": train}))
     evaluate = _check(EvaluateSettings, sections["evaluate"], "evaluate", mistakes)
     if mistakes:

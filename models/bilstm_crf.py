@@ -26,6 +26,7 @@ from hanzoo.data.document import Document
 from hanzoo.data.schemes import TagSet, flatten
 from hanzoo.data.vectors import load_vectors
 from hanzoo.data.vocabulary import UNKNOWN, Vocabulary, bigrams, build_vocabulary, characters
+from hanzoo.errors import RecipeError
 from hanzoo.models.layers.crf_tagger import CRFHeadConfig, CRFTagger
 from hanzoo.models.layers.embedding import VocabularyEmbedding
 from hanzoo.models.layers.lstm import BiLSTM, variational_dropout
@@ -59,6 +60,10 @@ class BiLSTMCRFConfig(CRFHeadConfig):
     dropout_embedding: float = Field(default=0.5, ge=0.0, lt=1.0)
     dropout_hidden: float = Field(default=0.5, ge=0.0, lt=1.0)
     unknown_rate: float = Field(default=0.01, ge=0.0, lt=1.0)
+
+
+SHAPE = ("tag_scheme", "vectors", "vector_scale", "dimension", "use_bigrams", "hidden", "num_layers")
+"""Fields of the config that going on with a trained model cannot change."""
 
 
 class BiLSTMCRFDescription(Settings):
@@ -183,6 +188,38 @@ class BiLSTMCRF(CRFTagger):
         if vectors is not None:
             model.inputs = {vectors.name: vectors.sha256}
             model.notes = vectors.notes
+        return model
+
+    @classmethod
+    def continue_from(cls, config: BiLSTMCRFConfig, previous: Self, data: TaggingData) -> Self:
+        """See `Model.continue_from`. The vector file is not read: all of its rows that matter are in `previous`."""
+        for name in SHAPE:
+            old, new = getattr(previous.config, name), getattr(config, name)
+            if old != new:
+                raise RecipeError(
+                    f"model.{name}: must be {old!r} as in the model of train.start_from, but is {new!r}. Set model.{name}="
+                    f"{'null' if old is None else old}, or train without train.start_from."
+                )
+        old_tags = previous.tag_set
+        new_labels = [label for label in data.labels if label not in old_tags.labels]
+        tag_set = TagSet((*old_tags.labels, *new_labels), config.tag_scheme)
+        counts = Counter(token for document in data.train for token in characters(document.text))
+        character_vocabulary, rows = previous.character_vocabulary.extended(counts)
+        bigram_vocabulary, bigram_rows = None, None
+        if previous.bigram_vocabulary is not None:
+            counts = Counter(token for document in data.train for token in bigrams(document.text))
+            bigram_vocabulary, bigram_rows = previous.bigram_vocabulary.extended(counts, min_count=config.min_count)
+        model = cls(config, tag_set, character_vocabulary, bigram_vocabulary, previous.dimensions, previous.temperature)
+        model.characters.copy_rows(previous.characters, rows)
+        if model.bigrams is not None and previous.bigrams is not None and bigram_rows is not None:
+            model.bigrams.copy_rows(previous.bigrams, bigram_rows)
+        model.lstm.load_state_dict(previous.lstm.state_dict())
+        model.fresh = model.copy_head(previous)
+        model.weigh_classes(data.train)
+        known = len(previous.character_vocabulary.trained)
+        labels = f"{len(old_tags.labels)} labels and {len(new_labels)} new ones"
+        rows_said = f"{known:,} trained characters and {len(character_vocabulary.trained) - known:,} new ones"
+        model.notes = (f"goes on from a trained model: {labels}, {rows_said}",)
         return model
 
     # Text to batch.

@@ -12,6 +12,7 @@ import json
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar
@@ -24,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hanzoo.data.document import Document, Entity, Span, TaggedText
-from hanzoo.errors import RunError, nearest
+from hanzoo.errors import RecipeError, RunError, nearest
 from hanzoo.models.layers.embedding import VocabularyEmbedding
 
 if TYPE_CHECKING:
@@ -97,6 +98,9 @@ class Model(nn.Module, ABC):
     config: Settings
     inputs: Mapping[str, str] = {}  # files beside the data that it was built from: name -> sha256
     notes: tuple[str, ...] = ()  # what a person should be told of them
+    fresh: Mapping[
+        str, Tensor
+    ] = {}  # after `continue_from`: bool a parameter, True = drawn anew; not there = none of it
 
     @classmethod
     @abstractmethod
@@ -150,6 +154,45 @@ class Model(nn.Module, ABC):
             parameter: its name, as in `named_parameters`.
         """
         return 0 if is_table(self.get_submodule(parameter.rpartition(".")[0])) else 1
+
+    @classmethod
+    def continue_from(cls, config: Any, previous: Self, data: TaggingData) -> Self:
+        """A model for `data` that goes on from a trained one, which is left as it is.
+
+        It knows the labels of both, the old ones first, and its vocabularies hold those of the old one. Before it is trained it
+        answers as `previous` does wherever only old labels take part. What it had to draw anew is marked in `fresh`.
+
+        Args:
+            config: the recipe's; what shapes the model must be as in `previous`, what steers its training is taken from here.
+            previous: of this class, trained.
+            data: what it will be trained on.
+
+        Raises:
+            RecipeError: this model cannot go on, or `config` asks for another shape; the field is named.
+        """
+        raise RecipeError(
+            f"train.start_from: must be left out for the model {cls.__module__.rpartition('.')[2]}, which cannot go on from "
+            "trained weights. Remove it."
+        )
+
+    def sample_targets(self, output: Any, batch: Any, draw: np.random.Generator) -> Any:
+        """The batch with targets drawn from the model's own distribution, instead of the gold ones.
+
+        What the Fisher information is an expectation over: `losses(output, sample_targets(output, batch, draw))` are values of
+        -log p(y | x) for y drawn from p. The output is not differentiated through.
+
+        Args:
+            output: of `forward` for this batch.
+            batch: its input is kept.
+            draw: all randomness comes from it.
+
+        Raises:
+            RecipeError: this model gives no distribution over targets.
+        """
+        raise RecipeError(
+            f"train.tricks: {type(self).__module__.rpartition('.')[2]} must say how likely its targets are for this trick, but "
+            "does not. Remove the trick."
+        )
 
     def after_step(self) -> None:
         """Called once after each optimizer step, for queues and momentum encoders."""
@@ -333,6 +376,53 @@ class Tagger(Model):
     """A model that finds entities in texts."""
 
     temperature: float = 1.0
+    _active: tuple[str, ...] | None = None
+
+    @property
+    @abstractmethod
+    def labels(self) -> tuple[str, ...]:
+        """Every label that the model knows, in the order of its tags."""
+
+    @property
+    def active_labels(self) -> tuple[str, ...]:
+        """The labels that take part now; see `restrict`."""
+        return self.labels if self._active is None else self._active
+
+    def restrict(self, labels: Iterable[str] | None) -> None:
+        """Let only these labels take part from now on: in the loss, in decoding and in confidences.
+
+        A model that went on from one data set to another knows the labels of both, and in neither are those of the other marked:
+        there they must be neither right nor wrong. Not saved with the model.
+
+        Args:
+            labels: some of `self.labels`; None = all.
+
+        Raises:
+            RunError: there is none, or one that the model does not know.
+        """
+        chosen = set(self.labels if labels is None else labels)
+        unknown = sorted(chosen - set(self.labels))
+        if unknown or not chosen:
+            hint = nearest(unknown[0], self.labels) if unknown else ""
+            raise RunError(
+                f"labels: must be some of {', '.join(self.labels)}, but are {', '.join(sorted(chosen)) or 'none'}.{hint}"
+            )
+        self._active = tuple(label for label in self.labels if label in chosen)
+        self._restrict(self._active)
+
+    @contextmanager
+    def restricted(self, labels: Iterable[str] | None) -> Iterator[None]:
+        """`restrict` inside a with-block; the labels from before come back at its end."""
+        before = self.active_labels
+        self.restrict(labels)
+        try:
+            yield
+        finally:
+            self.restrict(before)
+
+    @abstractmethod
+    def _restrict(self, labels: Sequence[str]) -> None:
+        """Do what `restrict` says: `labels` are some of the model's, in its order."""
 
     @abstractmethod
     def decode(self, output: Any, batch: Any) -> list[list[Span]]:

@@ -37,12 +37,11 @@ def test_a_bundled_recipe_parses_and_is_complete(path: Path) -> None:
     assert path.stem.endswith(f"_{recipe.model_name}") or f"_{recipe.model_name}_" in path.stem
     assert recipe.data.name is not None
     assert path.stem.startswith("demo" if recipe.data.name == "bundled" else recipe.data.name)
-    written = yaml.safe_load(path.read_text(encoding="utf-8"))
-    while "include" in written:
-        base = yaml.safe_load((path.parent / written.pop("include")).read_text(encoding="utf-8"))
-        written = base | written
-    assert set(written) <= set(SECTIONS)
-    assert "epochs" in written["train"]
+    written = [yaml.safe_load(path.read_text(encoding="utf-8"))]
+    while "include" in written[-1]:
+        written.append(yaml.safe_load((path.parent / written[-1].pop("include")).read_text(encoding="utf-8")))
+    assert {section for part in written for section in part} <= set(SECTIONS)
+    assert any("epochs" in part.get("train", {}) for part in written)
 
 
 def test_the_bundled_recipes_are_those_of_the_folder() -> None:
@@ -178,6 +177,15 @@ def test_all_mistakes_are_shown_at_once_each_with_the_nearest_known_key() -> Non
         assert any(mistake.startswith(f"mine.yaml: {line}") for mistake in mistakes), (line, mistakes)
     assert len(mistakes) == len(expected)  # tricks are looked at once the rest of `train` is right
     assert check_recipe(MINIMAL, name="mine", place="mine.yaml").name == "mine"
+
+
+@pytest.mark.parametrize("trick", ["ewc", "l2_sp"])
+def test_what_pulls_back_to_a_start_needs_one(trick: str) -> None:
+    values = MINIMAL | {"train": {"tricks": {trick: None}}}
+    with pytest.raises(RecipeError, match=f"train.tricks.{trick} needs a trained model .* Set train.start_from=RUN"):
+        check_recipe(values, name="mine", place="mine.yaml")
+    values["train"]["start_from"] = "runs/old"
+    assert list(check_recipe(values, name="mine", place="mine.yaml").tricks) == [trick]
 
 
 def test_a_wrong_trick() -> None:

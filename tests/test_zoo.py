@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hanzoo.data.document import Document
 from hanzoo.data.randomness import generator, reseed
-from hanzoo.errors import RecipeError
+from hanzoo.errors import RecipeError, RunError
 from hanzoo.models.model import Model, Tagger, load_model, model_names
 from hanzoo.training.checkpoint import tensors_sha256
 from hanzoo.training.trick import build_tricks, trick_class, trick_names
@@ -45,6 +45,9 @@ TRICKS: dict[str, list[dict[str, Any]]] = {
     "poly": [{"epsilon": 2.0}],
     "flooding": [{"level": 1.65}],
     "gradient_penalty": [{"strength": 0.5}],
+    "swa": [{"start": 0.5}, {"start": 0.2, "every": 2}],
+    "l2_sp": [{"alpha": 0.5}],
+    "ewc": [{"weight": 0.5, "num_samples": 4}],
 }
 
 every_model = pytest.mark.parametrize("name", model_names())
@@ -164,6 +167,29 @@ def test_input_draws_are_keyed_by_item(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(tensors(numbers, None), tensors(numbers, None), strict=True))
 
 
+@every_model
+def test_the_fisher_information_of_drawn_targets(name: str) -> None:
+    """E[gradient of log p] = 0 over targets that come from the model itself, and is not over gold ones."""
+    model = quiet(name)
+    batch = model.collate([model.featurize(tiny.DOCUMENTS[2])])
+    parameter = list(model.parameters())[-1]
+
+    def gradient(of: Any) -> Tensor:
+        return torch.autograd.grad(
+            sum(value.sum() for value in model.losses(output, of).values()), parameter, retain_graph=True
+        )[0]
+
+    output = model(batch)
+    drawn = torch.stack(
+        [gradient(model.sample_targets(output, batch, generator(1, "targets", draw))) for draw in range(200)]
+    ).double()
+    expected = float(drawn.var(0).sum()) / len(drawn)  # of the squared length of a mean whose expectation is 0
+    assert float(drawn.mean(0).square().sum()) < 3 * expected
+    assert float(gradient(batch).square().sum()) > 30 * expected
+    again = gradient(model.sample_targets(output, batch, generator(1, "targets", 3)))
+    assert torch.equal(again.double(), drawn[3])
+
+
 # Learning, saving, predicting.
 
 
@@ -226,6 +252,49 @@ def test_texts_of_any_content_come_back(learnt: Model) -> None:
         for each in found:
             assert all(each.text[entity.start : entity.end] == entity.text for entity in each.entities)
         assert found[0].entities == ()
+
+
+def test_going_on_with_the_same_data_changes_no_answer(learnt: Model) -> None:
+    model = type(learnt).continue_from(learnt.config, learnt, tiny.data())
+    assert torch.equal(losses_of(model, tiny.DOCUMENTS), losses_of(learnt, tiny.DOCUMENTS))
+    assert list(map(repr, predictions(model, TEXTS))) == list(map(repr, predictions(learnt, TEXTS)))
+    assert model.fresh == {}
+    assert not {parameter.data_ptr() for parameter in model.parameters()} & {
+        parameter.data_ptr() for parameter in learnt.parameters()
+    }
+
+
+def test_going_on_with_other_data_changes_no_answer_among_the_old_labels(learnt: Model) -> None:
+    other = [tiny.marked(text) for text in ("⟨地点|台州⟩的鱼", "⟨name|王小明⟩吃ＢＢ", "丙丁⟨地点|台州⟩台州")]
+    reseed(3, "weights")
+    model = type(learnt).continue_from(learnt.config, learnt, tiny.data(other, other))
+    assert set(model.fresh) <= {name for name, _ in model.named_parameters()}
+    if isinstance(learnt, Tagger):
+        assert isinstance(model, Tagger)
+        assert model.labels == (*learnt.labels, "地点")
+        texts = [*TEXTS, *(document.text for document in other)]
+        free = list(map(repr, predictions(model, texts)))
+        with model.restricted(learnt.labels):
+            assert list(map(repr, predictions(model, texts))) == list(map(repr, predictions(learnt, texts)))
+        assert free != list(map(repr, predictions(learnt, texts)))  # new labels are as yet at random
+        assert model.active_labels == model.labels
+
+
+def test_labels_that_do_not_take_part(learnt: Model) -> None:
+    if not isinstance(learnt, Tagger):
+        return
+    assert {entity.label for text in learnt.predict(TEXTS) for entity in text.entities} == set(learnt.labels)
+    free = losses_of(learnt, tiny.DOCUMENTS[2:3])  # a text without entities
+    with learnt.restricted(["name"]):
+        assert {entity.label for text in learnt.predict(TEXTS) for entity in text.entities} == {"name"}
+        assert losses_of(learnt, tiny.DOCUMENTS[2:3]) < free
+        batch = learnt.collate([learnt.featurize(tiny.DOCUMENTS[0])])
+        with pytest.raises(ValueError, match="illegal"):
+            learnt.losses(learnt(batch), batch)  # gold with another label
+    assert torch.equal(losses_of(learnt, tiny.DOCUMENTS[2:3]), free)
+    for labels in (["nmae"], []):
+        with pytest.raises(RunError, match="labels: must be some of address, company, name"), learnt.restricted(labels):
+            pass
 
 
 # Training: the same again, every trick, going on.

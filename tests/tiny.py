@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -16,7 +17,7 @@ from hanzoo.data.document import Document, Span
 from hanzoo.data.randomness import reseed
 from hanzoo.models.model import AttackPoint, Draw, Model, Settings, model_class
 from hanzoo.training.trainer import Trainer, TrainSettings
-from hanzoo.training.trick import build_tricks, trick_class
+from hanzoo.training.trick import Start, build_tricks, trick_class
 
 # The marked text: ⟨name|王小明⟩ is an entity of the label name.
 SENTENCES = (
@@ -53,9 +54,10 @@ DOCUMENTS = tuple(marked(text, number) for number, text in enumerate(SENTENCES, 
 
 def data(train: Sequence[Document] = DOCUMENTS, dev: Sequence[Document] = DOCUMENTS[:6]) -> TaggingData:
     """A data set of a few sentences."""
+    labels = tuple(sorted({span.label for document in train for span in document.spans}))
     return TaggingData(
         name="tiny", view="", train=tuple(train), dev=tuple(dev), test=None, unlabelled=(),
-        labels=("address", "company", "name"), hashes={"tiny": "0"}, notes=(), official=False,
+        labels=labels, hashes={"tiny": "0"}, notes=(), official=False,
         dev_source="dev", test_source="none",
     )  # fmt: skip
 
@@ -80,11 +82,15 @@ def trainer(
     items: Sequence[Document] = DOCUMENTS,
     evaluate: Callable[[Model], Mapping[str, Any]] = nothing_to_evaluate,
     resume: bool = False,
+    start: Start | None = None,
     identity: Mapping[str, Mapping[str, Any]] | None = None,
     optimizer: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Trainer:
-    """A trainer of `model` on a few sentences; further settings are those of the `train` section."""
+    """A trainer of `model` on a few sentences; further settings are those of the `train` section.
+
+    Where a trick needs a trained model that the run goes on from, it is `start`, or `model` as it is.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     chosen = {
         "epochs": 1,
@@ -95,17 +101,30 @@ def trainer(
         "device": "cpu",
     } | settings
     sections = {name: trick_class(name).Settings(**given) for name, given in (tricks or {}).items()}
+    built = build_tricks(sections)
+    if start is None and any(trick.needs_start for trick in built):
+        start = start_of(model)
     return Trainer(
         model,
         [model.featurize(item) for item in items],
         TrainSettings.model_validate(chosen | {"optimizer": dict(optimizer or {})}),
-        build_tricks(sections),
+        built,
         evaluate,
         "f1",
         folder,
         identity or {"exact": {}, "approximate": {}},
         resume,
+        start=start,
     )
+
+
+def start_of(
+    model: Model,
+    items: Sequence[Document] = DOCUMENTS,
+    labelled: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Start:
+    """What a run goes on from: the model as it is, trained on these sentences."""
+    return Start(model.fresh, lambda: [model.featurize(item) for item in items], labelled)
 
 
 def gradients(model: Model) -> dict[str, Tensor]:

@@ -46,7 +46,7 @@ from hanzoo.training.distributed import gather_objects, num_ranks, on_first, ran
 from hanzoo.training.optimizers import OptimizerSettings, build_optimizer, describe_groups, parameter_groups
 from hanzoo.training.progress import Reporter
 from hanzoo.training.schedules import LinearSchedule, PlateauSchedule, ScheduleSettings, factor
-from hanzoo.training.trick import Backward, Loss, LossFunction, MicroBatch, SampleDraw, Trick, Window
+from hanzoo.training.trick import Backward, Loss, LossFunction, MicroBatch, SampleDraw, Start, Trick, Window
 
 
 class TrainSettings(Settings):
@@ -68,6 +68,7 @@ class TrainSettings(Settings):
         threads: of torch on the CPU; 0 leaves its choice. Part of what exact resume needs.
         log_every: steps between two records of the training loss.
         save_every: steps between two saved states; 0 = after each epoch only.
+        start_from: a run (or its model/) whose trained model this one goes on with; None = a new model.
         schedule: of the rate over the steps; see there.
         optimizer: see there.
         tricks: by file name in training/tricks/.
@@ -86,6 +87,7 @@ class TrainSettings(Settings):
     threads: int = Field(default=0, ge=0, le=1024)
     log_every: int = Field(default=50, ge=1)
     save_every: int = Field(default=0, ge=0)
+    start_from: str | None = None
     schedule: ScheduleSettings = LinearSchedule()
     optimizer: OptimizerSettings = OptimizerSettings()
     tricks: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
@@ -195,6 +197,7 @@ class Trainer:
         identity: what a resumed run must agree in (data hashes, versions, threads); exact keys are refused when they differ.
         resume: go on from the newest state.
         repeats: for each item how often an epoch trains it, on average; None = once.
+        start: the trained model that this run goes on from; None = a new model.
     """
 
     def __init__(
@@ -209,6 +212,7 @@ class Trainer:
         identity: Mapping[str, Mapping[str, Any]],
         resume: bool = False,
         repeats: Sequence[float] | None = None,
+        start: Start | None = None,
     ) -> None:
         self.model = model
         self.features = features
@@ -222,6 +226,7 @@ class Trainer:
         self.optimizer = build_optimizer(model, settings.optimizer)
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.repeats = repeats
+        self.start = start
         self.lengths = [item.length for item in features]
         # the steps at which epochs begin: with a limit on characters, or repeats, every epoch has its own number of windows
         self.epoch_starts = [0, *accumulate(len(self._plan(epoch)) for epoch in range(settings.epochs))]
@@ -239,6 +244,8 @@ class Trainer:
         self._log_units = 0
         self._warm = False
 
+        for trick in tricks:
+            trick.plan(self.epoch_starts)
         self.loss: LossFunction = self._loss
         for trick in tricks:
             self.loss = trick.wrap_loss(self.loss, model)
@@ -266,6 +273,8 @@ class Trainer:
             StorageError: no room; the last good state is still there.
         """
         started = time.monotonic() - self.progress.seconds
+        if self.saved_step < 0:
+            self._begin()
         with self.reporter, self._signals():
             self._say_groups()
             while self.progress.step < self.num_steps and not self._patience_is_over():
@@ -291,6 +300,13 @@ class Trainer:
         self.model.eval()
         return self.progress
 
+    def _begin(self) -> None:
+        """What comes once, before the first step. A run that goes on from another needs that one until here, and no more."""
+        for trick in self.tricks:
+            trick.begin(self.model, self.start, self.settings.seed)
+        if self.start is not None:
+            self._save()
+
     def _step(self, epoch: int, items: list[list[int]]) -> None:
         step, started = self.progress.step, time.monotonic()
         self.model.train()
@@ -300,7 +316,7 @@ class Trainer:
         self.backward(window)
         self.scaler.unscale_(self.optimizer)
         for trick in self.tricks:
-            trick.before_step(self.model)
+            trick.before_step(self.model, step)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip or float("inf"))
         rate = self.optimizer_settings.learning_rate * factor(

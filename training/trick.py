@@ -1,5 +1,6 @@
 """The contract of a trick: it wraps the loss or the backward pass; the loop does not ask.
 
+    begin                                                  # once a run: EWC, L2-SP
     for step in range(start, num_steps):
         backward(window)                      # wrapped by FGM, PGD, FreeLB
             for micro in window:
@@ -94,6 +95,21 @@ class MicroBatch:
         return replace(self, contexts=(*self.contexts, context), **changes)
 
 
+@dataclass(frozen=True)
+class Start:
+    """The trained model that a run goes on from; its weights are the run's first ones.
+
+    Attributes:
+        fresh: bool a parameter, True = entries that it did not have; a parameter that is not here it had as a whole.
+        items: reads the training items it was trained on, featurised for the model that is trained now.
+        labelled: entered around passes over them: inside, the model has the labels of those items.
+    """
+
+    fresh: Mapping[str, Tensor]
+    items: Callable[[], Sequence[Any]]
+    labelled: Callable[[], AbstractContextManager[object]]
+
+
 Window = list[MicroBatch]
 Backward = Callable[[Window], None]
 
@@ -112,6 +128,7 @@ class Trick:
     Settings: ClassVar[type[Settings]] = Settings
     rank: ClassVar[int] = 0
     excludes: ClassVar[Mapping[str, str]] = {}
+    needs_start: ClassVar[bool] = False  # whether it goes only with train.start_from
     settings: Any = field(default_factory=Settings)
 
     def wrap_loss(self, loss: LossFunction, model: Model) -> LossFunction:
@@ -122,8 +139,25 @@ class Trick:
         """The backward pass of a window that training uses instead of `backward`."""
         return backward
 
-    def before_step(self, model: Model) -> None:
-        """Called once a step with the gradients of the whole window and all ranks, unscaled and not yet clipped."""
+    def plan(self, epoch_starts: Sequence[int]) -> None:
+        """Told before training, also when a run goes on: the steps at which epochs begin; the last is the number of steps."""
+
+    def begin(self, model: Model, start: Start | None, seed: int) -> None:
+        """Called once a run, before its first step, and not when it goes on: what is found out here belongs into `state`.
+
+        Collective: all ranks call it.
+
+        Args:
+            model: with its first weights.
+            start: what it goes on from; None where it begins anew (never for a trick that `needs_start`).
+            seed: the run's, to key draws by.
+        """
+
+    def before_step(self, model: Model, step: int) -> None:
+        """Called once a step with the gradients of the whole window and all ranks, unscaled and not yet clipped.
+
+        `step` counts from 0 and also those that are left out because a gradient is not finite.
+        """
 
     def after_step(self, model: Model) -> None:
         """Called after each optimizer step that changed the weights."""

@@ -9,7 +9,8 @@ Differs from pytorch-crf 0.7.2:
     written down (node and pair marginals) instead of recorded. On a CPU both are compiled by numba, elsewhere they are torch.
   * Hard constraints: an illegal start, transition or end has probability exactly 0, in training and in decoding, and gradient
     exactly 0. The partition runs over legal sequences only. A gold sequence that is illegal is an error.
-  * Marginals, exact n-best, divergence of two sequence distributions, span posteriors; scores beside the best path.
+  * Some of the tags alone may take part for a while (`restrict`): the distribution over the sequences of those.
+  * Marginals, exact n-best, exact samples, divergence of two sequence distributions, span posteriors; scores beside the best path.
   * Always float32 (float64 stays float64), also under autocast. Sums over a sequence are float64.
   * Masks must be prefixes; that is checked.
 
@@ -94,13 +95,35 @@ class CRF(torchcrf.CRF):  # type: ignore[misc]
             "legal_start": (legal_start, (num_tags,)),
             "legal_end": (legal_end, (num_tags,)),
         }
+        self._scheme: dict[str, Tensor] = {}  # what is legal where all tags take part
         for name, (given, shape) in shapes.items():
             legal = torch.ones(shape, dtype=torch.bool) if given is None else torch.as_tensor(given).bool().clone()
             if tuple(legal.shape) != shape:
                 raise ValueError(f"CRF: {name} must have shape {shape}, but has {tuple(legal.shape)}.")
+            self._scheme[name] = legal
             # not persistent: the state_dict stays that of torchcrf, constraints come from the tag scheme
             self.register_buffer(name, legal, persistent=False)
-        self._constrained = not all(bool(getattr(self, name).all()) for name in shapes)
+        self.restrict(None)
+
+    def restrict(self, allowed: Any) -> None:
+        """Let only these tags take part from now on, in the likelihood, in decoding and in all else.
+
+        A sequence that holds another tag is illegal: its probability is exactly 0, and the scores of other tags get gradient
+        exactly 0.
+
+        Args:
+            allowed: (num_tags,) bool; None = all.
+
+        Raises:
+            ValueError: the shape differs, or no tag is left.
+        """
+        chosen = torch.ones(self.num_tags, dtype=torch.bool) if allowed is None else torch.as_tensor(allowed).bool()
+        if tuple(chosen.shape) != (self.num_tags,) or not bool(chosen.any()):
+            raise ValueError(f"CRF: allowed must be {self.num_tags} values, one of them True, but is {allowed}.")
+        for name, legal in self._scheme.items():
+            both = chosen & chosen[:, None] if legal.dim() == 2 else chosen
+            setattr(self, name, (legal & both).to(getattr(self, name).device))
+        self._constrained = not all(bool(getattr(self, name).all()) for name in self._scheme)
 
     def forward(self, emissions: Tensor, tags: Tensor, mask: Tensor | None = None, reduction: str = "sum") -> Tensor:
         """Log-likelihood (not negated) as in torchcrf.
@@ -211,6 +234,48 @@ class CRF(torchcrf.CRF):  # type: ignore[misc]
         return torch.from_numpy(tags).to(mask.device), torch.from_numpy(values).to(emissions)
 
     @torch.no_grad()
+    def sample(self, emissions: Tensor, mask: Tensor, uniforms: NDArray[np.float64]) -> Tensor:
+        """One tag sequence a sentence, drawn exactly from the distribution: forward filtering, backward sampling.
+
+        Source: Scott 2002 (for hidden Markov models). Always float64.
+
+        Args:
+            emissions: (batch, seq, num_tags) float.
+            mask: (batch, seq) bool, True = real; a prefix, at least one a row.
+            uniforms: (batch, seq) in [0, 1): what decides each tag; nothing else is drawn. Those at padding mean nothing.
+
+        Returns:
+            (batch, seq) int64, 0 at padding.
+
+        Raises:
+            ValueError: the uniforms have another shape, or no sequence of a sentence's length is legal.
+
+        Cost: one forward pass in the log domain and a loop over positions in Python.
+        """
+        emissions, lengths, scores = self._prepare(emissions, mask)
+        if uniforms.shape != tuple(mask.shape):
+            raise ValueError(f"CRF: uniforms must have shape {tuple(mask.shape)}, but has {uniforms.shape}.")
+        start, matrix, end = (_double(x) for x in scores)
+        kernel, kernel_max, _ = _exponential(matrix)
+        tags = np.zeros(uniforms.shape, np.int64)
+        for row, length in enumerate(lengths.tolist()):
+            array = emissions[row, :length].detach().cpu().contiguous().numpy()
+            alphas = np.empty((length, self.num_tags))
+            total = log_kernels().forward(array, start, matrix, end, kernel, kernel_max, 1.0, alphas)
+            if total == -math.inf:
+                raise ValueError(f"CRF: row {row} has no legal sequence of length {length}. Check the constraints.")
+            following = end  # what each tag here adds by what comes after it, whose tag is drawn already
+            for position in range(length - 1, -1, -1):
+                logs = alphas[position] + following
+                sums = np.cumsum(np.exp(logs - logs.max()))
+                drawn = int(np.searchsorted(sums, uniforms[row, position] * sums[-1], side="right"))
+                # the product may round up to the sum itself: then it is the last tag that is possible at all
+                tag = min(drawn, int(np.searchsorted(sums, sums[-1])))
+                tags[row, position] = tag
+                following = matrix[:, tag]
+        return torch.from_numpy(tags).to(mask.device)
+
+    @torch.no_grad()
     def n_best(self, emissions: Tensor, mask: Tensor, n: int) -> list[list[tuple[list[int], float]]]:
         """The n best legal sequences of each sentence, exact; arguments as in `log_likelihood`.
 
@@ -273,7 +338,8 @@ class CRF(torchcrf.CRF):  # type: ignore[misc]
 
         The sum is the exact cross-entropy between a target distribution over tag sequences and this CRF. The target draws each
         tag by itself: the gold one with 1 - epsilon, and with epsilon any tag, all equally likely, that may stand at its place
-        (at the first position those that may start, at the last those that may end); and then keeps to legal sequences. Nothing
+        (at the first position those that may start, at the last those that may end, elsewhere those that another may precede and
+        follow: so none that `restrict` leaves out); and then keeps to legal sequences. Nothing
         forbidden has any mass, so what stands at forbidden entries means nothing. Without constraints this is the closed form
         `sum_t <q_t, emissions_t> + sum_t q_t-1' transitions q_t` with q_t = (1 - epsilon) onehot(tags_t) + epsilon / num_tags.
 
@@ -305,7 +371,9 @@ class CRF(torchcrf.CRF):  # type: ignore[misc]
             gold = torch.nn.functional.one_hot(tags, self.num_tags).to(dtype) * real
             moves = self.legal_transitions.to(dtype)
             with torch.no_grad():
-                possible = (real & (self.legal_start | ~first) & (self.legal_end | ~last)).to(dtype)
+                entered = torch.where(first, self.legal_start, self.legal_transitions.any(0))
+                left = torch.where(last, self.legal_end, self.legal_transitions.any(1))
+                possible = (real & entered & left).to(dtype)
                 target = (1 - epsilon) * gold + epsilon * possible / possible.sum(2, keepdim=True).clamp_min(1)
                 ahead, behind = _target_chain(target, moves, last)
                 nodes = ahead * behind

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, Protocol
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -53,18 +54,23 @@ class CRFHeadConfig(Settings):
 
 
 class CRFBatch(Protocol):
-    """What the head reads of a batch.
+    """What the head reads of a batch, which is a dataclass.
 
     Attributes:
         tags: (batch, seq) int64, a tag's number also at padding.
         mask: (batch, seq) bool, True = real, a prefix of each row.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
     @property
     def tags(self) -> Tensor: ...
 
     @property
     def mask(self) -> Tensor: ...
+
+
+AnyBatch = TypeVar("AnyBatch", bound=CRFBatch)
 
 
 def class_weights(documents: Iterable[Document], labels: Sequence[str], tau: float, cap: float) -> Tensor:
@@ -121,6 +127,34 @@ class CRFTagger(Tagger):
                 class_weights(documents, self.tag_set.labels, self.config.class_weights, self.config.class_weight_cap)
             )
 
+    @torch.no_grad()
+    def copy_head(self, previous: CRFTagger) -> dict[str, Tensor]:
+        """Take over the emissions and CRF scores of the tags that `previous` has; the scheme must be the same.
+
+        Returns:
+            For `Model.fresh`: by parameter name where there were none, bool of the parameter's shape.
+        """
+        places = torch.tensor([self.tag_set.tags.index(tag) for tag in previous.tag_set.tags])
+        fresh = {}
+        for module, name in ((self.emission, "emission"), (self.crf, "crf")):
+            given = previous.get_submodule(name).state_dict()
+            for field, parameter in module.named_parameters():
+                is_matrix = field == "transitions"  # from and to are both tags
+                where = (places.unsqueeze(1), places.unsqueeze(0)) if is_matrix else (places,)
+                parameter[where] = given[field]
+                missing = torch.ones_like(parameter, dtype=torch.bool)
+                missing[where] = False
+                if missing.any():
+                    fresh[f"{name}.{field}"] = missing
+        return fresh
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.tag_set.labels
+
+    def _restrict(self, labels: Sequence[str]) -> None:
+        self.crf.restrict(self.tag_set.tags_of(labels))
+
     def emissions(self, hidden: Tensor, dropout: float) -> Tensor:
         """Scores of the tags.
 
@@ -174,6 +208,9 @@ class CRFTagger(Tagger):
         masks = len(output)
         values = loss(output.flatten(0, 1), batch.tags.repeat(masks, 1), batch.mask.repeat(masks, 1))
         return values.view(masks, -1).mean(0)
+
+    def sample_targets(self, output: Tensor, batch: AnyBatch, draw: np.random.Generator) -> AnyBatch:
+        return replace(batch, tags=self.crf.sample(output, batch.mask, draw.random(tuple(batch.mask.shape))))
 
     def divergence(self, first: Tensor, second: Tensor, batch: CRFBatch) -> Mapping[str, Tensor]:
         return {"crf": self.crf.divergence(first, second, batch.mask)}

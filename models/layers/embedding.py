@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
@@ -90,6 +92,28 @@ class VocabularyEmbedding(nn.Module):
         drawn[PADDING] = 0
         self.weight.copy_(drawn)
         self.frozen.copy_(frozen)
+
+    @torch.no_grad()
+    def copy_rows(self, previous: VocabularyEmbedding, rows: NDArray[np.int64]) -> None:
+        """Set all rows to rows of another table, exactly.
+
+        Args:
+            previous: of the same dimension.
+            rows: (num_trained + num_frozen,) the row of `previous` that each row here is; frozen ones must be frozen there.
+
+        Raises:
+            ValueError: the tables do not fit.
+        """
+        places = torch.from_numpy(rows)
+        frozen = places[self.num_trained :] - previous.num_trained
+        if (
+            len(rows) != self.num_trained + len(self.frozen)
+            or previous.dimension != self.dimension
+            or (frozen < 0).any()
+        ):
+            raise ValueError("embedding: rows must come from `Vocabulary.extended` of the other table, but do not fit.")
+        self.weight.copy_(torch.cat([previous.weight, previous.frozen.float()])[places[: self.num_trained]])
+        self.frozen.copy_(previous.frozen[frozen])
 
     def forward(self, ids: Tensor) -> Tensor:
         """Look rows up.

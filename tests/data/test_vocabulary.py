@@ -289,3 +289,18 @@ def test_vector_too_large_for_float16() -> None:
     _, start = build_vocabulary(["中", "国"], vectors, length=1)  # trained rows are float32
     assert start is not None
     assert start.trained[2, 0] == 1e5
+
+
+def test_an_extended_vocabulary_keeps_its_rows_and_starts_new_ones_from_where_they_were_looked_up() -> None:
+    old = Vocabulary(["中", "A", "国"], ["北", "京", "东"])
+    counts = {"国": 9, "京": 1, "Ａ": 2, "鱼": 2, "龙": 1, "\ud83d\ude00": 5}
+    new, rows = old.extended(counts, min_count=2)
+    assert new.trained == ("中", "A", "国", "鱼", "Ａ", "京")  # a frozen token whatever its count; the rest from 2 on
+    assert new.frozen == ("北", "东")
+    assert rows.tolist() == [0, 1, 2, 3, 4, UNKNOWN, 3, 6, 5, 7]
+    tokens = [*old.trained, *old.frozen, *counts, "Ｂ", "a"]
+    assert rows[new.encode(tokens)].tolist() == old.encode(tokens).tolist()  # nothing reads differently
+    assert new.encode(["鱼"]).tolist() != old.encode(["鱼"]).tolist()
+    same, rows = old.extended({"中": 3, "国": 1})
+    assert same == old
+    assert rows.tolist() == list(range(len(old)))

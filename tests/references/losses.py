@@ -40,7 +40,8 @@ def tag_targets(chain: Chain, tags: Sequence[int], epsilon: float) -> list[list[
     rows = []
     for i, gold in enumerate(tags):
         may = [
-            (i > 0 or bool(chain.legal_start[tag])) and (i < len(tags) - 1 or bool(chain.legal_end[tag]))
+            bool(chain.legal_transitions[:, tag].any() if i > 0 else chain.legal_start[tag])
+            and bool(chain.legal_transitions[tag].any() if i < len(tags) - 1 else chain.legal_end[tag])
             for tag in range(num_tags)
         ]
         rows.append([(1 - epsilon) * (tag == gold) + epsilon * may[tag] / sum(may) for tag in range(num_tags)])

@@ -2,7 +2,8 @@
 
 Source: Polyak and Juditsky 1992 (averaging); the warm-up of the decay, min(decay, (1 + n) / (10 + n)) after n steps, is that of
 TensorFlow's ExponentialMovingAverage.
-Cost: one pass over the weights a step, and one more copy of them. Training itself does not change by a bit.
+Cost: one pass over the weights a step, and one more copy of them. Training itself does not change by a bit. Not with SWA:
+one model is evaluated and kept, and of two averages one would be without effect.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class EMA(Trick):
 
     Settings: ClassVar[type[EMASettings]] = EMASettings
     rank: ClassVar[int] = 20
+    excludes: ClassVar[Mapping[str, str]] = {"swa": "of two averages of the weights only one can be evaluated and kept"}
 
     def __init__(self, settings: Any) -> None:
         super().__init__(settings)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 import torchcrf
@@ -1381,3 +1382,96 @@ def test_smoothing_in_float32_and_beside_padding() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         under = single.crf.label_smoothing(single.emissions, single.tags, single.mask, 0.1)
     assert torch.equal(under, found)
+
+
+# Some of the tags alone.
+
+
+@both_backends
+def test_only_allowed_tags_take_part() -> None:
+    # of BIO's paths without B only O ... O is left
+    for legal, tags in (
+        (bio(), torch.tensor([True, False, True])),
+        (everything(5), torch.tensor([True, False, True, True, False])),
+    ):
+        problem = make_problem([1, 4, 3], legal, seed=3)
+        restricted = (legal[0] & tags & tags[:, None], legal[1] & tags, legal[2] & tags)
+        expected = make_problem([1, 4, 3], restricted, seed=3)
+        free = problem.crf.log_partition(problem.emissions, problem.mask)
+        problem.crf.restrict(tags)
+        results, wanted = [], []
+        for each, into in ((problem, results), (expected, wanted)):
+            partition = each.crf.log_partition(each.emissions, each.mask)
+            nodes = each.crf.marginals(each.emissions, each.mask)
+            path, score = each.crf.viterbi_decode(each.emissions, each.mask)
+            gradients = torch.autograd.grad(partition.sum() + nodes.square().sum(), each.inputs())
+            into.extend([partition.detach(), nodes.detach(), path, score, *gradients])
+        assert all(torch.equal(one, other) for one, other in zip(results, wanted, strict=True))
+        reference_values = torch.stack([reference.log_partition(chain) for chain in expected.chains()])
+        assert torch.allclose(results[0], reference_values)
+        assert not torch.allclose(results[0], free)
+        assert not results[4][..., ~tags].any()  # exactly no gradient to what takes no part
+        assert not results[5][~tags].any()
+        assert not results[5][:, ~tags].any()
+        smoothing = problem.crf.label_smoothing(problem.emissions, path, problem.mask, 0.2)
+        few = CRF(int(tags.sum()), True, legal_transitions=legal[0][tags][:, tags], legal_start=legal[1][tags],
+                  legal_end=legal[2][tags]).double()  # fmt: skip
+        with torch.no_grad():
+            few.transitions.copy_(problem.crf.transitions[tags][:, tags])
+            few.start_transitions.copy_(problem.crf.start_transitions[tags])
+            few.end_transitions.copy_(problem.crf.end_transitions[tags])
+        emissions, numbers = problem.emissions[..., tags], (tags.cumsum(0) - 1)[path]
+        assert torch.allclose(few.log_partition(emissions, problem.mask), results[0])
+        assert torch.allclose(few.label_smoothing(emissions, numbers, problem.mask, 0.2), smoothing)
+        problem.crf.restrict(None)
+        assert torch.equal(problem.crf.log_partition(problem.emissions, problem.mask), free)
+        assert differs(problem.crf.label_smoothing(problem.emissions, path, problem.mask, 0.2), smoothing)
+
+
+def test_a_restriction_is_checked_and_not_saved() -> None:
+    crf = CRF(3)
+    for wrong in ([True, True], [False, False, False]):
+        with pytest.raises(ValueError, match="allowed must be 3 values"):
+            crf.restrict(wrong)
+    before = set(crf.state_dict())
+    crf.restrict([True, False, True])
+    assert set(crf.state_dict()) == before == set(torchcrf.CRF(3).state_dict())
+
+
+# Samples.
+
+
+@pytest.mark.parametrize("legal", [bio(), bies(), everything(3)], ids=["bio", "bies", "all"])
+def test_samples_have_the_probabilities_of_the_list(legal: Legal) -> None:
+    problem = make_problem([3, 2], legal, seed=5)
+    draws = 4000
+    generator = np.random.default_rng(1)
+    emissions, mask = problem.emissions.repeat(draws, 1, 1), problem.mask.repeat(draws, 1)
+    drawn = problem.crf.sample(emissions, mask, generator.random((2 * draws, 3)))
+    assert not drawn[1::2, 2].any()
+    for index, length in enumerate(problem.lengths):
+        paths = reference.paths_of(problem.chain(index))
+        expected = reference.probabilities(problem.chain(index)).detach()
+        counted = torch.tensor([(drawn[index::2, :length] == torch.tensor(path)).all(1).sum() for path in paths])
+        assert int(counted.sum()) == draws  # nothing illegal
+        likely = expected * draws > 5
+        statistic = float(((counted - draws * expected).square() / (draws * expected))[likely].sum())
+        assert statistic < 2 * int(likely.sum()) + 10  # chi square: its mean is the number of cells
+        uniform = draws / len(paths)
+        assert float(((counted - uniform).square() / uniform).sum()) > 100
+
+
+def test_a_sample_depends_on_its_own_numbers_alone() -> None:
+    problem = make_problem([4, 2, 1], bies(), seed=2)
+    uniforms = np.random.default_rng(2).random((3, 4))
+    together = problem.crf.sample(problem.emissions, problem.mask, uniforms)
+    for row, length in enumerate(problem.lengths):
+        cut = slice(row, row + 1), slice(0, length)
+        alone = problem.crf.sample(problem.emissions[cut], problem.mask[cut], uniforms[cut])
+        assert torch.equal(alone[0], together[row, :length])
+    extremes = [problem.crf.sample(problem.emissions, problem.mask, np.full((3, 4), u)) for u in (0.0, 1.0 - 2**-53)]
+    for path in extremes:  # the ends of the interval are legal sequences too
+        assert torch.isfinite(problem.crf.log_likelihood(problem.emissions, path, problem.mask)).all()
+    assert not torch.equal(*extremes)
+    with pytest.raises(ValueError, match="uniforms must have shape"):
+        problem.crf.sample(problem.emissions, problem.mask, uniforms[:, :3])
