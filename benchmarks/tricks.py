@@ -42,12 +42,11 @@ from hanzoo.build import describe_machine, evaluate_run, load_data  # noqa: E402
 from hanzoo.errors import RecipeError  # noqa: E402
 from hanzoo.evaluation.report import markdown_table, show_difference, show_figure, show_interval, show_p  # noqa: E402
 from hanzoo.recipe import load_recipe  # noqa: E402
-from hanzoo.training.trick import trick_names  # noqa: E402
+from hanzoo.training.trick import trick_class, trick_names  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "tricks.json"
 PAGE = ROOT / "recipes" / "TRICKS.md"
 PLAIN = "plain"
-GOING_ON = ("ewc", "l2_sp")  # they hold a model to the one it started from; a table of their own
 STEPS = 40  # steps of each row a round, where speed is measured
 
 
@@ -70,6 +69,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ema": {"decay": 0.99},
     "fgm": {"epsilon": 1.0},
     "pgd": {"epsilon": 1.0, "step_size": 0.5, "num_steps": 2},
+    "free_lb": {"epsilon_0": 0.3, "step_size": 0.6, "max_norm": 1.0},
 }
 
 # What is no trick, but a field of the head or of the plan.
@@ -95,7 +95,7 @@ def rows() -> dict[str, tuple[str, ...]]:
     """Each row's name -> its settings: no trick, every trick alone, every field, variants."""
     found = {PLAIN: with_tricks({})}
     for name in trick_names():
-        if name not in GOING_ON:
+        if not trick_class(name).needs_start:  # what holds a model to the one it started from has recipes of its own
             found[name] = with_tricks({name: SETTINGS.get(name, {})})
     found |= {name: with_tricks(tricks) for name, tricks in VARIANTS.items()}
     found |= {name: (*with_tricks({}), *settings) for name, settings in FIELDS.items()}
@@ -107,19 +107,18 @@ def folder_of(runs: Path, table: str, row: str) -> Path:
     return runs / table / row.replace(", ", "_").replace(" ", "_")
 
 
-def command(table: Table, settings: Sequence[str]) -> list[str]:
-    """What trains a row, but for the run directory."""
-    seeds = ",".join(map(str, table.seeds))
-    common = ["train.threads=1", f"train.epochs={table.epochs}"]
-    return ["train.py", f"recipes/{table.recipe}.yaml", *common, *settings, "--seeds", seeds]
+def all_settings(table: Table, settings: Sequence[str]) -> list[str]:
+    """A row's settings, and those that all rows of its table have."""
+    return ["train.threads=1", f"train.epochs={table.epochs}", *settings]
 
 
 def train(table: Table, settings: Sequence[str], run: Path) -> None:
     """Train a row, or go on with it; the log stands beside the run directory."""
     if (run / "results.json").is_file():
-        return
+        return  # whether it is a run of these settings, `compare_all` looks
     run.parent.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, *command(table, settings), "--run", str(run)]
+    words = [sys.executable, "train.py", f"recipes/{table.recipe}.yaml", *all_settings(table, settings)]
+    words += ["--seeds", ",".join(map(str, table.seeds)), "--run", str(run)]
     if run.exists():
         words.append("--resume")
     with (run.parent / f"{run.name}.log").open("ab") as log:
@@ -144,6 +143,7 @@ def compare_all(table: str, wanted: Mapping[str, Sequence[str]], runs: Path) -> 
     plain = evaluate_run(folder_of(runs, table, PLAIN))
     found = []
     for row, settings in wanted.items():
+        _require_settings(folder_of(runs, table, row), TABLES[table], settings)
         report = plain if row == PLAIN else evaluate_run(folder_of(runs, table, row), against=plain)
         record: dict[str, Any] = {
             "row": row,
@@ -159,6 +159,14 @@ def compare_all(table: str, wanted: Mapping[str, Sequence[str]], runs: Path) -> 
         found.append(record)
         sys.stderr.write(f"{table}: {row}: {show_figure(record['f1'])}\n")
     return found
+
+
+def _require_settings(run: Path, table: Table, settings: Sequence[str]) -> None:
+    for seed in table.seeds:
+        trained = load_recipe(run / f"seed-{seed}" / "recipe.yaml").to_dict()
+        asked = load_recipe(table.recipe, [*all_settings(table, settings), f"train.seed={seed}"]).to_dict()
+        if trained != asked:
+            raise SystemExit(f"{run}: must be a run of {table.recipe} with {settings}, but is another. Move it away.")
 
 
 def best_two(weibo: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
