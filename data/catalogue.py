@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from hanzoo.data.document import Document, Span
+from hanzoo.data.files import expanded
 from hanzoo.data.readers import ReadingReport, read_documents, tagged_document
 from hanzoo.data.schemes import LABEL_RULE, detect_scheme, is_label
 from hanzoo.errors import DataError, RecipeError, nearest
@@ -204,6 +205,23 @@ def find_file(folder: Path, name: str) -> Path | None:
         if (folder / candidate).is_file():
             return folder / candidate
     return None
+
+
+def find_texts(name: str) -> Path:
+    """Find a file of texts: as named, or below $HANZOO_DATA (there also as NAME.gz or rebuilt).
+
+    Raises:
+        DataError: it is in neither place.
+    """
+    path = expanded(name)
+    if path.is_file():
+        return path
+    root = os.environ.get("HANZOO_DATA")
+    found = find_file(expanded(root) / path.parent, path.name) if root else None
+    if found is None:
+        where = f"nor in HANZOO_DATA ({root})" if root else "and HANZOO_DATA, where it is looked for too, is not set"
+        raise DataError(f"{name}: the file must exist, but does not, {where}. Check the path.")
+    return found
 
 
 @dataclass

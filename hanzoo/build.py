@@ -20,12 +20,12 @@ import torch
 
 import hanzoo
 from hanzoo.data.batching import repeat_factors
-from hanzoo.data.catalogue import DATA_SETS, TaggingData, load_tagging_data, seen_in_train
+from hanzoo.data.catalogue import DATA_SETS, TaggingData, find_texts, load_tagging_data, plain_sha256, seen_in_train
 from hanzoo.data.document import Document, Span
-from hanzoo.data.files import write_file
+from hanzoo.data.files import expanded, write_file
 from hanzoo.data.randomness import reseed
-from hanzoo.data.readers import read_documents
-from hanzoo.errors import DataError, RecipeError, RunError
+from hanzoo.data.readers import read_documents, read_texts
+from hanzoo.errors import DataError, HanzooError, RecipeError, RunError
 from hanzoo.evaluation.calibration import expected_calibration_error, fit_temperature, log_loss
 from hanzoo.evaluation.cluener import LABELS, official_scores, write_submission
 from hanzoo.evaluation.error_report import ErrorReport, error_report, mentions_in
@@ -39,7 +39,7 @@ from hanzoo.evaluation.tagging import (
     score_where,
     sentence_counts,
 )
-from hanzoo.models.model import Model, Tagger, load_model, model_class
+from hanzoo.models.model import Model, Tagger, TargetForm, load_model, model_class
 from hanzoo.recipe import DataSettings, Recipe, load_recipe
 from hanzoo.training.checkpoint import (
     GO_ON,
@@ -50,10 +50,17 @@ from hanzoo.training.checkpoint import (
     tensors_sha256,
     write_folder,
 )
+from hanzoo.training.distillation import (
+    Distillation,
+    DistillationSettings,
+    common_form,
+    describe_targets,
+    ensure_targets,
+)
 from hanzoo.training.distributed import gather_objects, joined, local_device, merge, num_ranks, on_first, rank, share
 from hanzoo.training.progress import peak_gigabytes
 from hanzoo.training.trainer import Trainer
-from hanzoo.training.trick import Start, build_tricks
+from hanzoo.training.trick import Start, Trick, build_tricks
 
 LONG_TEXT = 250  # the Lattice LSTM family drops test sentences from this length on: scored apart for comparison
 
@@ -152,26 +159,35 @@ def _train(
     for note in model.notes:
         say(note)
     model.restrict(data.labels)  # a model that goes on knows more: those are unlabelled here, neither right nor wrong
-    features = [model.featurize(document) for document in data.train if document.text]
+    labelled = [document for document in data.train if document.text]
+    features = [model.featurize(document) for document in labelled]
     if len(features) < len(data.train):
         say(f"{len(data.train) - len(features)} texts of train are empty: they are left out")
     if recipe.train.oversample:
-        labels = [[span.label for span in document.spans] for document in data.train if document.text]
+        labels = [[span.label for span in document.spans] for document in labelled]
         repeats = repeat_factors(labels, recipe.train.oversample)
         say(f"over-sampling: an epoch trains {sum(repeats):.0f} sentences instead of {len(repeats)}")
         if getattr(recipe.model, "class_weights", 0.0):
             say("train.oversample and model.class_weights both raise rare classes: half the weights do beside it")
     else:
         repeats = None
+    inputs = dict(model.inputs)
+    tricks: list[Trick] = build_tricks(recipe.tricks)
+    lesson = None if recipe.distillation is None else prepare_lesson(recipe, recipe.distillation, data, model, say)
+    if lesson is not None:
+        features += [model.featurize(document) for document in lesson.unlabelled]
+        repeats = None if repeats is None else [*repeats, *(1.0 for _ in lesson.unlabelled)]
+        tricks.append(Distillation(lesson.settings, folder / "targets", len(labelled)))
+        inputs |= lesson.inputs
     trainer = Trainer(
         model,
         features,
         recipe.train,
-        build_tricks(recipe.tricks),
+        tricks,
         dev_evaluation(model, data),
         recipe.evaluate.metric,
         folder,
-        identity(data, model),
+        identity(data, model, inputs),
         resume,
         repeats,
         start,
@@ -185,6 +201,8 @@ def _train(
         f"{recipe.name}: {len(features)} sentences, {sum(p.numel() for p in model.parameters()):,} weights, "
         f"{trainer.num_steps} steps on {describe_device(device)}; run directory {folder}"
     )
+    if lesson is not None:
+        lesson.ensure_targets(folder / "targets", labelled, device, say)
     progress = trainer.fit()
     calibration = calibrate(model, data.dev) if recipe.evaluate.calibrate else None
     on_first(lambda: write_folder(folder / "model", model.save))
@@ -195,7 +213,7 @@ def _train(
         "commit": code,
         "seed": recipe.train.seed,
         "data": describe_data(data),
-        "inputs": dict(model.inputs),
+        "inputs": inputs,
         "selected_on": data.dev_source,
         "metric": recipe.evaluate.metric,
         "best_epoch": progress.best_epoch,
@@ -210,6 +228,8 @@ def _train(
         "weights_sha256": tensors_sha256(model.state_dict()),
         "splits": {name: evaluate_split(model, data, name) for name in ("dev", "test") if name == "dev" or data.test},
     }
+    if lesson is not None:
+        results["distillation"] = lesson.describe(len(labelled))
     if calibration is not None:
         results["calibration"] = calibration
 
@@ -415,6 +435,111 @@ def dev_evaluation(model: Tagger, data: TaggingData) -> Callable[[Model], dict[s
         return figures
 
     return evaluate_dev
+
+
+# Distillation.
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What distillation adds to a training.
+
+    Attributes:
+        settings: the recipe's section.
+        form: of the soft targets.
+        labels: that take part; a model that went on from other data knows more.
+        teachers: name, as in `inputs` -> run directory.
+        unlabelled: further texts.
+        inputs: what it is made from: teacher or file -> sha256.
+    """
+
+    settings: DistillationSettings
+    form: TargetForm
+    labels: Sequence[str]
+    teachers: Mapping[str, Path]
+    unlabelled: Sequence[Document]
+    inputs: Mapping[str, str]
+
+    def ensure_targets(
+        self, folder: Path, labelled: Sequence[Document], device: torch.device, say: Callable[[str], None]
+    ) -> None:
+        """Have in `folder` what the teachers say of all training items: those with gold, then the others."""
+        texts = [document.text for document in (*labelled, *self.unlabelled)]
+        say(f"soft targets of {len(self.teachers)} teacher(s) for {len(texts)} texts: {folder}")
+        facts = describe_targets(
+            self.form, self.settings.temperature, [self.inputs[name] for name in self.teachers], texts
+        )
+
+        def load_teachers() -> list[Tagger]:
+            found = [load_tagger(run).to(device) for run in self.teachers.values()]
+            for teacher in found:
+                teacher.restrict(self.labels)
+            return found
+
+        ensure_targets(folder, facts, load_teachers, [Document(text) for text in texts])
+
+    def describe(self, num_labelled: int) -> dict[str, Any]:
+        """What stands in results.json."""
+        return {
+            "teachers": [str(run) for run in self.teachers.values()],
+            "temperature": self.settings.temperature,
+            "weight": self.settings.weight,
+            "labelled": num_labelled,
+            "unlabelled": len(self.unlabelled),
+        }
+
+
+def prepare_lesson(
+    recipe: Recipe, settings: DistillationSettings, data: TaggingData, student: Tagger, say: Callable[[str], None]
+) -> Lesson:
+    """Read the texts of a recipe's distillation, look at its teachers, and check that they may be used.
+
+    Raises:
+        RecipeError: a teacher teaches what the student does not learn, or was trained on what the student is judged by.
+        RunError: a teacher cannot be loaded.
+        DataError: a file of texts is missing or damaged, or leaves nothing.
+    """
+    runs = [run for name in settings.teachers for run in seed_folders(expanded(name)) or [expanded(name)]]
+    teachers, inputs, form = {}, {}, None
+    for number, run in enumerate(runs, start=1):
+        teacher = load_tagger(run)
+        form = common_form(student, str(run), teacher)
+        _refuse_leak(run, recipe, data, say)
+        teachers[f"teacher {number}"] = run
+        inputs[f"teacher {number}"] = tensors_sha256(teacher.state_dict())
+    assert form is not None  # a recipe names one teacher at least
+    judged = {document.text for document in (*data.dev, *(data.test or ()))}
+    unlabelled: list[Document] = []
+    for number, file in enumerate(settings.files, start=1):
+        path = find_texts(file)
+        inputs[f"unlabelled {number} ({path.name})"] = plain_sha256(path)
+        found = read_texts(path, settings.format)
+        kept = [document for document in found if document.text not in judged]
+        left_out = f", {len(found) - len(kept):,} left out that stand in dev or test" if len(kept) < len(found) else ""
+        say(f"{path.name}: {len(kept):,} texts to learn from the teacher{left_out}")
+        if not kept:
+            raise DataError(f"{path}: must hold texts that are not in dev or test, but holds none. Give another file.")
+        unlabelled += kept
+    return Lesson(settings, form, student.active_labels, teachers, unlabelled, inputs)
+
+
+def _refuse_leak(run: Path, recipe: Recipe, data: TaggingData, say: Callable[[str], None]) -> None:
+    """Refuse a teacher that was trained on sentences by which its student is judged: their gold would leak into the figure."""
+    try:
+        taught_by = read_recipe(run)
+        theirs = data if taught_by.data == recipe.data else load_data(taught_by)
+    except HanzooError as error:
+        say(f"{run}: what the teacher was trained on is not known here ({error})")
+        return
+    own = {document.text for document in data.train}
+    known = {document.text for document in theirs.train} - own
+    for split, documents in (("dev", data.dev), ("test", data.test or ())):
+        leaked = sum(document.text in known for document in documents)
+        if leaked:
+            raise RecipeError(
+                f"{recipe.place}: distillation.teacher must not have been trained on the student's {split}, but {run} was, on "
+                f"{leaked:,} of its {len(documents):,} sentences. Train the teacher on the student's data (data.*)."
+            )
 
 
 # Evaluation.
@@ -963,10 +1088,10 @@ def describe_data(data: TaggingData) -> dict[str, Any]:
     }
 
 
-def identity(data: TaggingData, model: Model) -> dict[str, dict[str, Any]]:
+def identity(data: TaggingData, model: Model, inputs: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """What a resumed run must agree in: `exact` differences are refused, `approximate` ones are said."""
     return {
-        "exact": {"data": dict(data.hashes), "inputs": dict(model.inputs)},
+        "exact": {"data": dict(data.hashes), "inputs": dict(inputs)},
         "approximate": {
             "ranks": num_ranks(),
             "threads": torch.get_num_threads(),

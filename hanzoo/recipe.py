@@ -1,7 +1,7 @@
 """Recipes: one strict YAML file says all of a training.
 
-Sections: `data`, `model`, `train`, `evaluate`; `include: other.yaml` takes what recipes share. All mistakes of a recipe are
-gathered and shown at once, each with the nearest known key.
+Sections: `data`, `model`, `train`, `distillation` (optional), `evaluate`; `include: other.yaml` takes what recipes share. All
+mistakes of a recipe are gathered and shown at once, each with the nearest known key.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from pydantic import BaseModel, ValidationError, field_validator
 from hanzoo.data.files import expanded
 from hanzoo.errors import RecipeError, nearest
 from hanzoo.models.model import Settings, model_class, model_names
+from hanzoo.training.distillation import DistillationSettings
 from hanzoo.training.optimizers import scaled_rate
 from hanzoo.training.trainer import TrainSettings
 from hanzoo.training.trick import conflicts, trick_class, trick_names
 
 S = TypeVar("S", bound=Settings)
 SOURCES = ("data.name", "data.path", "data.train", "data.hub")
-SECTIONS = ("data", "model", "train", "evaluate")
+SECTIONS = ("data", "model", "train", "distillation", "evaluate")
 OWN_FILES = ("path", "train", "dev", "test")
 
 
@@ -102,6 +103,7 @@ class Recipe:
         train: section.
         tricks: settings of each trick, by its file name.
         evaluate: section.
+        distillation: section; None = the recipe has none.
         file_step: how much a step trains as the file has it, without the settings of the command line; None where the file
             is wrong without them.
         overridden: the settings that the command line names.
@@ -115,6 +117,7 @@ class Recipe:
     train: TrainSettings
     tricks: Mapping[str, Settings]
     evaluate: EvaluateSettings
+    distillation: DistillationSettings | None = None
     file_step: StepSize | None = None
     overridden: frozenset[str] = frozenset()
 
@@ -126,6 +129,7 @@ class Recipe:
             "data": self.data.model_dump(mode="json", exclude_none=True),
             "model": {"name": self.model_name, **self.model.model_dump(mode="json")},
             "train": train,
+            **({} if self.distillation is None else {"distillation": self.distillation.model_dump(mode="json")}),
             "evaluate": self.evaluate.model_dump(mode="json"),
         }
 
@@ -133,10 +137,11 @@ class Recipe:
         return yaml.safe_dump(self.to_dict(), allow_unicode=True, sort_keys=False)
 
     def located(self) -> Recipe:
-        """The same recipe with absolute paths to files of one's own, so that a run finds them from any folder."""
+        """The same recipe with absolute paths to files and runs of one's own, so that a run finds them from any folder."""
         given = {key: getattr(self.data, key) for key in OWN_FILES}
         places = {key: str(Path(path).absolute()) for key, path in given.items() if path is not None}
-        return replace(self, data=self.data.model_copy(update=places))
+        distillation = None if self.distillation is None else self.distillation.located()
+        return replace(self, data=self.data.model_copy(update=places), distillation=distillation)
 
     def with_seed(self, seed: int) -> Recipe:
         values = self.to_dict()
@@ -362,6 +367,9 @@ def check_recipe(values: Mapping[str, Any], *, name: str, place: str) -> Recipe:
                     f"Set train.start_from=RUN, or remove train.tricks.{trick}."
                 )
         mistakes.extend(conflicts(tricks, {"model": model, "train": train}))
+    distillation = None
+    if values.get("distillation") is not None:
+        distillation = _check(DistillationSettings, sections["distillation"], "distillation", mistakes)
     evaluate = _check(EvaluateSettings, sections["evaluate"], "evaluate", mistakes)
     if mistakes:
         raise RecipeError("\n".join(f"{place}: {mistake}" for mistake in mistakes))
@@ -369,7 +377,7 @@ def check_recipe(values: Mapping[str, Any], *, name: str, place: str) -> Recipe:
     assert model is not None
     assert train is not None
     assert evaluate is not None
-    return Recipe(name, place, data, str(model_name), model, train, tricks, evaluate)
+    return Recipe(name, place, data, str(model_name), model, train, tricks, evaluate, distillation)
 
 
 def _check(settings: type[S], values: Mapping[str, Any], where: str, mistakes: list[str]) -> S | None:

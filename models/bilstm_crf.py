@@ -102,12 +102,14 @@ class TaggingBatch:
         bigrams: (batch, seq) int64, 0 = padding; None where the model uses none.
         tags: (batch, seq) int64, 0 at padding.
         mask: (batch, seq) bool, True = real, a prefix of each row.
+        item_ids: (batch,) places in the training set; empty at inference.
     """
 
     characters: Tensor
     bigrams: Tensor | None
     tags: Tensor
     mask: Tensor
+    item_ids: tuple[int, ...] = ()
 
     @property
     def num_units(self) -> Mapping[str, int]:
@@ -261,6 +263,7 @@ class BiLSTMCRF(CRFTagger):
             None if bigram_ids is None else torch.from_numpy(bigram_ids),
             torch.from_numpy(pad(item.tags for item in features)),
             torch.from_numpy(mask),
+            tuple(item_ids),
         )
 
     # Batch to emissions; the head makes losses and spans of them.

@@ -63,6 +63,10 @@ class Batch(Protocol):
         """For each part of the loss the number of units (sentences, pairs, predicted tokens) in this batch."""
 
     @property
+    def item_ids(self) -> Sequence[int]:
+        """The items' places in the training set, as `collate` was given them; empty at inference."""
+
+    @property
     def unit_lengths(self) -> Mapping[str, Tensor]:
         """For each part (num_units[part],) int64: what a unit's loss sums over (the characters of a sentence under a CRF; 1)."""
 
@@ -88,6 +92,23 @@ class AttackPoint:
 def is_table(module: nn.Module) -> bool:
     """Whether a module is an embedding table."""
     return isinstance(module, VocabularyEmbedding | nn.Embedding)
+
+
+@dataclass(frozen=True)
+class TargetForm:
+    """What the soft targets of a model are: a teacher's must be what its student learns.
+
+    Attributes:
+        kind: what they say, in the field's words ("token marginals", "pair scores", "class distributions").
+        classes: what their columns stand for, in order.
+    """
+
+    kind: str
+    classes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        shown = ", ".join(self.classes[:6]) + (", ..." if len(self.classes) > 6 else "")
+        return f"{self.kind} over {len(self.classes)} classes ({shown})"
 
 
 class Model(nn.Module, ABC):
@@ -140,6 +161,32 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def divergence(self, first: Any, second: Any, batch: Any) -> Mapping[str, Tensor]:
         """Half the sum of both Kullback-Leibler divergences between two outputs for one batch, (num_units[part],) a part."""
+
+    # Distillation. A model that neither teaches nor learns leaves these as they are, and is refused by name.
+
+    def target_form(self) -> TargetForm | None:
+        """What its soft targets are; None = it has none."""
+        return None
+
+    def soft_targets(self, output: Any, batch: Any, temperature: float) -> list[Tensor]:
+        """What it teaches: for each item of the batch its distributions at `temperature`, (rows, classes) float.
+
+        Rows are the item's own, without padding (a token tagger: its length; a classifier: 1).
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no soft targets")
+
+    def soft_losses(
+        self, output: Any, targets: Sequence[Tensor], batch: Any, temperature: float
+    ) -> Mapping[str, Tensor]:
+        """What it learns: for each part (num_units[part],) float32, un-reduced: temperature^2 times KL(targets || its own).
+
+        Args:
+            output: of the batch.
+            targets: as `soft_targets` of a teacher of the same form gives them, on the model's device.
+            batch: as for `losses`; its gold is not looked at.
+            temperature: that of the targets.
+        """
+        raise NotImplementedError(f"{type(self).__name__} learns from no soft targets")
 
     @abstractmethod
     def attack_points(self, batch: Any) -> Mapping[str, AttackPoint]:
@@ -200,6 +247,15 @@ class Model(nn.Module, ABC):
     def training_state(self) -> Mapping[str, Tensor]:
         """Tensors that training needs beyond the weights; kept in `state/`, never in `model/`."""
         return {}
+
+    def batches_by_length(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Indices of non-empty items, longest first, in batches of at most POSITIONS_A_BATCH padded characters."""
+        order = [int(i) for i in np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable") if lengths[i] > 0]
+        at = 0
+        while at < len(order):
+            size = max(1, POSITIONS_A_BATCH // lengths[order[at]])
+            yield order[at : at + size]
+            at += size
 
     @property
     def device(self) -> torch.device:
@@ -453,15 +509,6 @@ class Tagger(Model):
         self.train(was_training)
         return None if found is None else counts
 
-    def batches_by_length(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Indices of non-empty texts, longest first, in batches of at most POSITIONS_A_BATCH padded characters."""
-        order = [int(i) for i in np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable") if lengths[i] > 0]
-        at = 0
-        while at < len(order):
-            size = max(1, POSITIONS_A_BATCH // lengths[order[at]])
-            yield order[at : at + size]
-            at += size
-
     @torch.inference_mode()
     def tag(self, features: Sequence[Any], with_confidence: bool = False) -> list[list[tuple[Span, float | None]]]:
         """Decode features; the result is the same in whatever batches, up to float32 rounding.
@@ -518,6 +565,6 @@ class Tagger(Model):
 
 
 __all__ = [
-    "AttackPoint", "Batch", "Draw", "Features", "Model", "Settings", "Tagger",
+    "AttackPoint", "Batch", "Draw", "Features", "Model", "Settings", "Tagger", "TargetForm",
     "in_chunks", "is_table", "load_model", "model_class", "model_names", "only_class", "read_description", "read_tensors",
 ]  # fmt: skip

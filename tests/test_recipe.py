@@ -70,6 +70,22 @@ def test_a_resolved_recipe_says_all_and_means_the_same(tmp_path: Path) -> None:
     assert other.with_seed(7).to_dict() == recipe.to_dict()
 
 
+def test_distillation_is_a_section_that_may_lack(tmp_path: Path) -> None:
+    plain = check_recipe(MINIMAL, name="mine", place="mine.yaml")
+    assert plain.distillation is None
+    assert "distillation" not in plain.to_dict()
+    assert check_recipe(MINIMAL | {"distillation": None}, name="mine", place="mine.yaml").distillation is None
+    recipe = check_recipe(MINIMAL | {"distillation": {"teacher": ["runs/a", "runs/b"]}}, name="mine", place="mine.yaml")
+    assert recipe.distillation is not None
+    assert recipe.distillation.teachers == ["runs/a", "runs/b"]
+    assert recipe.distillation.files == []
+    path = write(tmp_path, recipe.with_seed(3).to_yaml())
+    assert load_recipe(path).distillation == recipe.distillation
+    one = load_recipe(path, ["distillation.teacher=runs/c", "distillation.unlabelled=more.txt"]).distillation
+    assert one is not None
+    assert (one.teachers, one.files, one.temperature) == (["runs/c"], ["more.txt"], 2.0)
+
+
 def test_settings_on_the_command_line_replace_those_of_the_recipe(tmp_path: Path) -> None:
     path = write(tmp_path, "data:\n  name: bundled\nmodel:\n  name: bilstm_crf\n  hidden: 8\ntrain:\n")
     settings = ["model.hidden=16", "train.optimizer.learning_rate=2e-3", "train.tricks.fgm.epsilon=0.5"]
@@ -227,8 +243,8 @@ def test_a_value_of_the_wrong_kind(section: dict[str, Any], message: str) -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "must hold the sections data, model, train, evaluate, but holds NoneType"),
-        ("- data\n", "must hold the sections data, model, train, evaluate, but holds list"),
+        ("", "must hold the sections data, model, train, distillation, evaluate, but holds NoneType"),
+        ("- data\n", "must hold the sections data, model, train, distillation, evaluate, but holds list"),
         ("data: {name: bundled\n", "must be YAML, but is not: "),
         ("data: {name: bundled}\ndata: {name: weibo}\n", "the key 'data' stands twice"),
         ("data:\n  name: bundled\n  name: weibo\n", "the key 'name' stands twice"),

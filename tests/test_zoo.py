@@ -136,6 +136,35 @@ def test_order_of_the_batch_means_nothing(name: str) -> None:
 
 
 @every_model
+def test_what_a_model_teaches_is_what_it_learns(name: str) -> None:
+    model = quiet(name)
+    form = model.target_form()
+    if form is None:
+        pytest.skip("has no soft targets")
+    features = [model.featurize(item) for item in tiny.DOCUMENTS]
+    batch = model.collate(features)
+    assert batch.item_ids == ()
+    output = model(batch)
+    targets = [row.detach() for row in model.soft_targets(output, batch, 2.0)]
+    if form.kind == "token marginals":
+        assert [len(row) for row in targets] == [len(document.text) for document in tiny.DOCUMENTS]
+    for value in model.soft_losses(output, targets, batch, 2.0).values():
+        assert value.abs().max() < 1e-4
+    others = [row.roll(1, 0).roll(1, 1) for row in targets]
+    learnt = model.soft_losses(output, others, batch, 2.0)
+    assert set(learnt) == set(batch.num_units)
+    for value in learnt.values():
+        assert value.min() > 1e-3
+    for number in (0, 5):  # alone as in company, with the item's place kept
+        alone = model.collate([features[number]], None, [number])
+        assert list(alone.item_ids) == [number]
+        (row,) = model.soft_targets(model(alone), alone, 2.0)
+        assert torch.allclose(row, targets[number], atol=1e-5)
+        for part, value in model.soft_losses(model(alone), [others[number]], alone, 2.0).items():
+            assert torch.allclose(value, learnt[part][number], rtol=1e-4)
+
+
+@every_model
 def test_all_parameters_get_gradients(name: str) -> None:
     model = tiny.build(name, SETTINGS[name])
     batch = model.collate([model.featurize(item) for item in tiny.DOCUMENTS])

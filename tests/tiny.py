@@ -16,8 +16,9 @@ from hanzoo.data.catalogue import TaggingData
 from hanzoo.data.document import Document, Span
 from hanzoo.data.randomness import reseed
 from hanzoo.models.model import AttackPoint, Draw, Model, Settings, model_class
+from hanzoo.training.distillation import Distillation, DistillationSettings, describe_targets, ensure_targets
 from hanzoo.training.trainer import Trainer, TrainSettings
-from hanzoo.training.trick import Start, build_tricks, trick_class
+from hanzoo.training.trick import Start, Trick, build_tricks, trick_class
 
 # The marked text: ⟨name|王小明⟩ is an entity of the label name.
 SENTENCES = (
@@ -85,9 +86,10 @@ def trainer(
     start: Start | None = None,
     identity: Mapping[str, Mapping[str, Any]] | None = None,
     optimizer: Mapping[str, Any] | None = None,
+    further: Sequence[Trick] = (),
     **settings: Any,
 ) -> Trainer:
-    """A trainer of `model` on a few sentences; further settings are those of the `train` section.
+    """A trainer of `model` on a few sentences, with `further` tricks outside; other settings are those of the `train` section.
 
     Where a trick needs a trained model that the run goes on from, it is `start`, or `model` as it is.
     """
@@ -108,7 +110,7 @@ def trainer(
         model,
         [model.featurize(item) for item in items],
         TrainSettings.model_validate(chosen | {"optimizer": dict(optimizer or {})}),
-        built,
+        [*built, *further],
         evaluate,
         "f1",
         folder,
@@ -125,6 +127,25 @@ def start_of(
 ) -> Start:
     """What a run goes on from: the model as it is, trained on these sentences."""
     return Start(model.fresh, lambda: [model.featurize(item) for item in items], labelled)
+
+
+def distillation(
+    folder: Path,
+    teachers: Sequence[Model],
+    items: Sequence[Document],
+    num_labelled: int = len(DOCUMENTS),
+    weight: float = 0.5,
+    temperature: float = 2.0,
+) -> Distillation:
+    """The trick, and in `folder/targets` what it reads: what the teachers say of the items. Collective."""
+    form = teachers[0].target_form()
+    assert form is not None
+    names = [str(number) for number in range(len(teachers))]
+    facts = describe_targets(form, temperature, names, [item.text for item in items])
+    folder.mkdir(parents=True, exist_ok=True)
+    ensure_targets(folder / "targets", facts, lambda: teachers, [Document(item.text) for item in items])
+    settings = DistillationSettings(teacher="runs/teacher", weight=weight, temperature=temperature)
+    return Distillation(settings, folder / "targets", num_labelled)
 
 
 def gradients(model: Model) -> dict[str, Tensor]:
@@ -169,6 +190,7 @@ class ToyBatch:
     characters: Tensor
     pairs: Tensor
     target: Tensor
+    item_ids: tuple[int, ...] = ()
 
     @property
     def num_units(self) -> Mapping[str, int]:
@@ -227,6 +249,7 @@ class Toy(Model):
             pad([item.characters for item in features]),
             pad([item.pairs for item in features]),
             torch.tensor([item.target for item in features]),
+            tuple(item_ids),
         )
 
     def forward(self, batch: ToyBatch) -> Tensor:

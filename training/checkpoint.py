@@ -85,6 +85,7 @@ def clear_leftovers(run: Path) -> None:
     """Finish or undo what a killed training left half-done in its run directory."""
     recover(run / "model")
     recover(run / "start")
+    recover(run / "targets")
     for path in [*run.glob("state/.*.old"), *run.glob("state/.*.new")]:
         recover(path.with_name(path.name[1:-4]))
     for path in run.glob(f".*{PARTIAL}"):

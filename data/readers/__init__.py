@@ -270,3 +270,35 @@ def read_documents(path: Path | str, format: str | None = None) -> tuple[list[Do
     if not documents:
         raise DataError(f"{path}: the file must hold at least one sentence, but holds none. Check the path.")
     return documents, report
+
+
+TEXT = "text"  # one text a line, without labels: for what is read without its gold
+_TAGGED_LINE = re.compile(r"\S+[ \t]+(O|[BIMES]-\S+)")
+
+
+def read_texts(path: Path | str, format: str | None = None) -> list[Document]:
+    """Read the texts of a file of any format, whole lines and all; labels are not kept.
+
+    Args:
+        path: a file of UTF-8 text, gzipped if its name ends in .gz.
+        format: "text" (one a line; blank lines are skipped) or one of `FORMATS`. None takes .txt for text, unless its first line is
+            a token and a tag, and looks at the first line of all else.
+
+    Raises:
+        DataError: the file is missing, empty, or does not hold what its format promises.
+    """
+    path = Path(path)
+    if format not in (None, TEXT, *FORMATS):
+        known = (TEXT, *FORMATS)
+        raise DataError(f"format: must be one of {', '.join(known)}, but is {format!r}.{nearest(str(format), known)}")
+    if format is None and path.name.removesuffix(".gz").endswith(".txt"):
+        first = next((line for _, line in read_lines(path) if line.strip()), "")
+        format = None if _TAGGED_LINE.fullmatch(first) else TEXT
+    if format == TEXT:
+        documents = [Document(line, (), f"{path}:{number}") for number, line in read_lines(path) if line.strip()]
+    else:
+        documents, _ = read_documents(path, format)
+        documents = [Document(document.text, (), document.source) for document in documents if document.text]
+    if not documents:
+        raise DataError(f"{path}: the file must hold at least one text, but holds only blank lines. Check the path.")
+    return documents

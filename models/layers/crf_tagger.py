@@ -26,7 +26,7 @@ from hanzoo.data.document import Document, Span
 from hanzoo.data.schemes import TagSet, flatten, split_tag
 from hanzoo.models.layers.crf import CRF
 from hanzoo.models.layers.lstm import variational_dropout
-from hanzoo.models.model import Settings, Tagger
+from hanzoo.models.model import Settings, Tagger, TargetForm
 
 
 class CRFHeadConfig(Settings):
@@ -214,6 +214,25 @@ class CRFTagger(Tagger):
 
     def divergence(self, first: Tensor, second: Tensor, batch: CRFBatch) -> Mapping[str, Tensor]:
         return {"crf": self.crf.divergence(first, second, batch.mask)}
+
+    # Distillation.
+
+    def target_form(self) -> TargetForm:
+        return TargetForm("token marginals", tuple(self.tag_set.tags))
+
+    def soft_targets(self, output: Tensor, batch: CRFBatch, temperature: float) -> list[Tensor]:
+        """Marginals of the CRF with all scores divided by `temperature`."""
+        marginals = self.crf.marginals(output, batch.mask, temperature)
+        return [row[:length] for row, length in zip(marginals, batch.mask.sum(dim=1).tolist(), strict=True)]
+
+    def soft_losses(
+        self, output: Tensor, targets: Sequence[Tensor], batch: CRFBatch, temperature: float
+    ) -> Mapping[str, Tensor]:
+        """As the contract says; with several dropout masks of the mean of their emissions, in one recursion."""
+        emissions = output if output.dim() == 3 else output.mean(0)
+        padded = nn.utils.rnn.pad_sequence(list(targets), batch_first=True)
+        divergence = self.crf.marginal_divergence(emissions, padded, batch.mask, temperature)
+        return {"crf": temperature**2 * divergence}
 
     # Spans.
 

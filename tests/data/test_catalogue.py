@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 
 from hanzoo.data import catalogue
-from hanzoo.data.catalogue import DATA_SETS, find_file, is_held_out, load_tagging_data, plain_sha256, seen_in_train
+from hanzoo.data.catalogue import (
+    DATA_SETS,
+    find_file,
+    find_texts,
+    is_held_out,
+    load_tagging_data,
+    plain_sha256,
+    seen_in_train,
+)
 from hanzoo.data.document import Document, Span
 from hanzoo.data.readers import spans
 from hanzoo.errors import DataError, RecipeError
@@ -405,3 +413,20 @@ def test_the_views_of_weibo() -> None:
         assert data.official
         counts[view] = sum(len(document.spans) for document in data.test or ())
     assert counts == {"": 418, "nam": 218, "nom": 200}
+
+
+def test_a_file_of_texts_is_found_as_named_or_in_the_data_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HANZOO_DATA", raising=False)
+    (tmp_path / "more.txt").write_text("a", encoding="utf-8")
+    assert find_texts("more.txt") == Path("more.txt")
+    (tmp_path / "all/cluener").mkdir(parents=True)
+    (tmp_path / "all/cluener/test.json.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"cluener/test.json: the file must exist, .* HANZOO_DATA, .* is not set"):
+        find_texts("cluener/test.json")
+    monkeypatch.setenv("HANZOO_DATA", str(tmp_path / "all"))
+    assert find_texts("cluener/test.json") == tmp_path / "all/cluener/test.json.gz"
+    with pytest.raises(DataError, match=r"cluener/dev.json: the file must exist, but does not, nor in HANZOO_DATA"):
+        find_texts("cluener/dev.json")

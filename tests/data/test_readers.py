@@ -12,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hanzoo.data.document import Document, Span
-from hanzoo.data.readers import FORMATS, ReadingReport, read_documents, read_lines, reader_of, sniff_format, spans
+from hanzoo.data.readers import (
+    FORMATS,
+    ReadingReport,
+    read_documents,
+    read_lines,
+    read_texts,
+    reader_of,
+    sniff_format,
+    spans,
+)
 from hanzoo.errors import DataError, StorageError
 
 
@@ -448,3 +457,32 @@ def test_real_files_have_their_known_counts(
     documents, report = read_documents(path, format)
     assert (len(documents), report.sentences, report.characters) == (sentences, sentences, characters)
     assert (sum(report.entities.values()), report.nested, report.mended) == (entities, nested, mended)
+
+
+# --- texts without their gold ----------------------------------------------------------------------------------------
+
+
+def test_texts_of_any_format_come_without_gold(file) -> None:  # type: ignore[no-untyped-def]
+    long = "很长" * 4000
+    plain = f"  浙商银行\n\n \t\n叶老桂\u2028说\r\n{long}\n"
+    wanted = ["  浙商银行", "叶老桂\u2028说", long]
+    for name in ("more.txt", "more.txt.gz"):
+        assert [document.text for document in read_texts(file(plain, name))] == wanted
+    assert read_texts(file(plain, "more.txt"))[1].source.endswith("more.txt:4")
+    tagged = "浙 B-x\n商 I-x\n\n好 O\n"
+    for name in ("tagged.txt", "tagged.conll"):
+        found = read_texts(file(tagged, name))
+        assert [(document.text, document.spans) for document in found] == [("浙商", ()), ("好", ())]
+    line = '{"text": "浙商银行", "label": {"company": {"浙商银行": [[0, 3]]}}}\n{"text": "", "label": {}}\n{"text": "好"}\n'
+    assert [(document.text, document.spans) for document in read_texts(file(line, "a.json"))] == [
+        ("浙商银行", ()),
+        ("好", ()),
+    ]
+    assert [document.text for document in read_texts(file("a b\n", "a.log"), "text")] == ["a b"]
+
+
+def test_files_without_texts_are_refused(file) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(DataError, match=r"more.txt: the file must hold at least one text"):
+        read_texts(file(" \n\n", "more.txt"))
+    with pytest.raises(DataError, match=r"format: must be one of text, cluener.*Did you mean 'text'"):
+        read_texts(file("a\n"), "txt")

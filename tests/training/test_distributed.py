@@ -43,6 +43,7 @@ TRICKS: dict[str, dict[str, Any]] = {
 CASES = {name: (tricks, SGD, 10) for name, tricks in TRICKS.items()} | {
     "adamw": ({}, {"name": "adamw", "learning_rate": 0.001}, 10),
     "fields of the head": ({}, SGD, 10),
+    "distillation": ({"r_drop": {"alpha": 1.0}}, SGD, 10),
     "one step": ({}, SGD, 1),  # 12 sentences: one window
 }
 HEAD = {"label_smoothing": 0.1, "class_weights": 1.0, "multi_sample_dropout": 2, "multi_sample_rate": 0.0}
@@ -56,7 +57,12 @@ def fit(folder: Path, case: str, **sizes: int) -> dict[str, torch.Tensor]:
     tricks, optimizer, epochs = CASES[case]
     model = tiny.build("bilstm_crf", NO_DROPOUT | (HEAD if case == "fields of the head" else {}))
     items = tiny.DOCUMENTS if case == "one step" else ITEMS
-    trainer = tiny.trainer(model, folder, items=items, tricks=tricks, optimizer=optimizer, epochs=epochs, **sizes)
+    further = []
+    if case == "distillation":  # the last 8 have no gold
+        further = [tiny.distillation(folder, [tiny.build("bilstm_crf", NO_DROPOUT, seed=2)], items)]
+    trainer = tiny.trainer(
+        model, folder, items=items, tricks=tricks, optimizer=optimizer, further=further, epochs=epochs, **sizes
+    )
     trainer.fit()
     weights = {f"weights/{name}": p.detach().double() for name, p in trainer.model.named_parameters()}
     return weights | {f"gradients/{name}": value for name, value in tiny.gradients(model).items()}
