@@ -1,24 +1,22 @@
 """Real kills of real processes: whatever the moment, --resume ends in the bits of a run that nobody disturbed.
 
-`benchmarks/kill_resume.py` does the same with more kills and every trick, each start being a process of its own. Here one process
-imports and compiles once, and every start is a fork of it.
+`benchmarks/kill_matrix.py` does the same with every trick, both precisions and two ranks; here are the other ways to stop. One
+process imports and compiles once, and every start is a fork of it; the undisturbed run is `python train.py`, as a person starts it.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from benchmarks.fork_server import ENVIRONMENT, ForkServer, is_saving, last_step, records, results
 from hanzoo.data.randomness import generator
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,91 +27,30 @@ train: {epochs: 3, batch_size: 20, log_every: 1, save_every: 2, threads: 1, devi
 evaluate: {calibrate: false}
 """
 NUM_STEPS = 60
-SERVER = """
-import json, os, resource, sys
-
-answers = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)
-from hanzoo import cli
-
-assert cli.train(json.loads(sys.argv[1])) == 0  # compiles
-print("ready", file=answers, flush=True)
-for line in sys.stdin:
-    arguments, log, size = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-        code = 70
-        try:
-            code = cli.train(arguments)
-            sys.stdout.flush()
-        finally:
-            os._exit(code)
-    print(child, file=answers, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers, flush=True)
-"""
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
 
 
 class Server:
-    """Starts `train` again and again without importing and compiling again."""
+    """Starts the recipe again and again without importing and compiling again."""
 
     def __init__(self, folder: Path, recipe: Path) -> None:
         self.recipe = recipe
         self.log = folder / "log"
         warm_up = [str(recipe), "train.epochs=1", "train.tricks={r_drop: {}}", "--run", str(folder / "warm")]
-        with (folder / "server").open("w") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", SERVER, json.dumps(warm_up)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT,
-                env={**os.environ, **ENVIRONMENT},
-            )  # fmt: skip
-        answer = self._answer()
-        assert answer == "ready", (folder / "server").read_text()
-
-    def _answer(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
+        self.forks = ForkServer(folder, warm_up)
 
     def train(
         self,
         run: Path,
         *settings: str,
-        when: Callable[[], bool] = lambda: False,
+        when: Callable[[], bool] | None = None,
         send: int = signal.SIGKILL,
         largest_file: int = resource.RLIM_INFINITY,
     ) -> int:
         """Start or go on with a run, send it a signal as soon as `when` holds; returns its exit code."""
         arguments = [str(self.recipe), *settings, "--run", str(run), *(["--resume"] if run.exists() else [])]
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps([arguments, str(self.log), largest_file]) + "\n")
-        self.process.stdin.flush()
-        child = int(self._answer())
-        deadline = time.monotonic() + 120
-        while _alive(child):
-            if when() or time.monotonic() > deadline:
-                os.kill(child, send)
-                break
-            time.sleep(0.001)
-        return int(self._answer())
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.close()
-        self.process.stdout.close()
-        self.process.wait(60)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
+        return self.forks.wait(
+            self.forks.start(arguments, self.log, largest_file=largest_file), when=when, send=send, limit=120
+        )
 
 
 @pytest.fixture(scope="module")
@@ -122,33 +59,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     (folder / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
     started = Server(folder, folder / "tiny.yaml")
     yield started
-    started.close()
-
-
-def lines(run: Path) -> int:
-    metrics = run / "metrics.jsonl"
-    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+    started.forks.close()
 
 
 def reached(run: Path, step: int) -> Callable[[], bool]:
-    """Whether a run has recorded that step (evaluations count as lines too: close enough)."""
-    return lambda: lines(run) >= step
+    """Whether a run has recorded that step."""
+    return lambda: last_step(run) >= step
 
 
 def saving(run: Path, step: int) -> Callable[[], bool]:
-    """Whether a run is writing a state, after that step."""
-    return lambda: lines(run) >= step and any(run.glob("state/.*"))
-
-
-def results(run: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((run / "results.json").read_text())
-    return content
-
-
-def records(run: Path) -> list[dict[str, Any]]:
-    """What metrics.jsonl says, but for the speed."""
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in record.items() if name != "units_per_second"} for record in found]
+    """Whether a run is writing a folder, after that step."""
+    return lambda: last_step(run) >= step and is_saving(run)
 
 
 @pytest.fixture(scope="module")
