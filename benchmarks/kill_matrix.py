@@ -105,6 +105,7 @@ OTHERS: dict[str, tuple[str, ...]] = {
     "multi-sample dropout": ("model.multi_sample_dropout=3",),
     "oversample": ("train.oversample=0.3",),
     "start from": (f"train.start_from={START}",),
+    "distillation": (f"distillation.teacher={START}",),
     "batch characters": ("train.batch_characters=200",),
 }
 
