@@ -24,7 +24,7 @@ import signal
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -211,6 +211,7 @@ class Trainer:
         repeats: Sequence[float] | None = None,
     ) -> None:
         self.model = model
+        self.device = model.device  # kept: the model looks for it each time
         self.features = features
         self.settings = settings
         self.evaluate = evaluate
@@ -248,13 +249,13 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=settings.precision == "float16")
         if resume:
             self._restore()
-        self._module = LossModule(model, self.loss)
         self._replica: DistributedDataParallel | None = None
         if num_ranks() > 1:
             # find_unused_parameters also keeps the buckets as they are, so that a resumed run adds in the same order
             self._replica = DistributedDataParallel(
-                self._module, forward_sync_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
-            )
+                LossModule(model, self.loss), forward_sync_buffers=False, find_unused_parameters=True,
+                gradient_as_bucket_view=True,
+            )  # fmt: skip
 
     # The loop.
 
@@ -293,7 +294,8 @@ class Trainer:
 
     def _step(self, epoch: int, items: list[list[int]]) -> None:
         step, started = self.progress.step, time.monotonic()
-        self.model.train()
+        if not self.model.training:  # it walks over all modules
+            self.model.train()
         window = self._window(step, items)
         self._units = self._count_units(window)
         self.optimizer.zero_grad(set_to_none=True)
@@ -302,13 +304,14 @@ class Trainer:
         for trick in self.tricks:
             trick.before_step(self.model)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip or float("inf"))
+        # a number from here on: the host waits for the device once
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip or math.inf))
         rate = self.optimizer_settings.learning_rate * factor(
             self.settings.schedule, step, self.num_steps, self.progress.dev_figures
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        if torch.isfinite(norm):
+        if math.isfinite(norm):
             self.scaler.step(self.optimizer)
             for trick in self.tricks:
                 trick.after_step(self.model)
@@ -323,16 +326,16 @@ class Trainer:
             self.progress.trained_units += max(self._units.values())
         self._warm = True
         if self.progress.step % self.settings.log_every == 0:
-            self._log(epoch, rate, float(norm))
+            self._log(epoch, rate, norm)
 
     def _window(self, step: int, items: list[list[int]]) -> Window:
         """This rank's micro-batches of a window: every num_ranks-th, so that those of one moment are about equally long."""
         mine = items[rank() :: num_ranks()]
         if not mine:  # all ranks must take part in adding the gradients
-            stand_in = self._collate(step, items[0][:1]).to(self.model.device)
+            stand_in = self._collate(step, items[0][:1]).to(self.device)
             return [MicroBatch(0, stand_in, weight=0.0, counted=False)]
         return [
-            MicroBatch(index, self._collate(step, numbers).to(self.model.device), last=index == len(mine) - 1)
+            MicroBatch(index, self._collate(step, numbers).to(self.device), last=index == len(mine) - 1)
             for index, numbers in enumerate(mine)
         ]
 
@@ -361,7 +364,6 @@ class Trainer:
             self.reporter.say(line)
 
     def _backward(self, window: Window) -> None:
-        module = self._module if self._replica is None else self._replica
         for micro in window:
             reseed(self.settings.seed, "dropout", self.progress.step, rank(), micro.index)
             with ExitStack() as contexts:
@@ -369,23 +371,30 @@ class Trainer:
                     contexts.enter_context(self._replica.no_sync())
                 for context in micro.contexts:
                     contexts.enter_context(context)
-                values = module(micro.batch)
-                total = torch.stack([values[part].sum() / self._units[part] for part in values]).sum()
+                values = self.loss(micro.batch).weighted() if self._replica is None else self._replica(micro.batch)
+                sums = {part: value.sum() for part, value in values.items()}
+                means = [total / self._units[part] for part, total in sums.items()]
+                # mostly one part, weight 1 and one rank, where each operation less shows in a step of a millisecond
+                mean = means[0] if len(means) == 1 else torch.stack(means).sum()
+                scale = micro.weight * num_ranks()
                 # after the forward pass: an attack's leaves exist only now
                 torch.autograd.backward(
-                    self.scaler.scale(total * (micro.weight * num_ranks())),
+                    self.scaler.scale(mean if scale == 1.0 else mean * scale),
                     inputs=None if micro.inputs is None else list(micro.inputs()),
                 )
             if not micro.counted:
                 continue
-            for part, value in values.items():
+            for part, total in sums.items():
                 name = part if micro.kind == "clean" else f"{micro.kind} {part}"
-                self._sums[name] = self._sums.get(name, 0.0) + value.detach().sum().double()
-                self._counts[name] = self._counts.get(name, 0) + len(value)
+                if name in self._sums:
+                    self._sums[name] += total.detach()  # in place, in float64
+                else:
+                    self._sums[name] = total.detach().double()
+                self._counts[name] = self._counts.get(name, 0) + len(values[part])
 
     def _loss(self, batch: Any) -> Loss:
         dtype = AUTOCAST.get(self.settings.precision)
-        with torch.autocast(self.model.device.type, dtype, enabled=dtype is not None):
+        with nullcontext() if dtype is None else torch.autocast(self.device.type, dtype):
             output = self.model(batch)
         return Loss(self.model.losses(output, batch), output)
 
@@ -532,7 +541,7 @@ class Trainer:
             group, _, rest = name.partition("/")
             groups[group][rest] = tensor
         self.model.load_state_dict(groups["weights"])
-        self.best_weights = {name: tensor.to(self.model.device) for name, tensor in groups["best"].items()}
+        self.best_weights = {name: tensor.to(self.device) for name, tensor in groups["best"].items()}
         for name, tensor in self.model.training_state().items():
             tensor.copy_(groups["training"][name])
         for trick in self.tricks:
@@ -544,7 +553,7 @@ class Trainer:
         parameters = dict(self.model.named_parameters())
         for name, tensor in groups["optimizer"].items():
             parameter, _, slot = name.rpartition("/")
-            self.optimizer.state[parameters[parameter]][slot] = tensor.to(self.model.device)
+            self.optimizer.state[parameters[parameter]][slot] = tensor.to(self.device)
         self.progress.metrics_bytes = on_first(lambda: self._cut_metrics(self.progress.metrics_bytes))
         self.reporter.say(f"going on from step {self.progress.step} of {self.num_steps}")
 
