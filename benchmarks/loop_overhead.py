@@ -164,7 +164,7 @@ def check(data: Any, features: Sequence[Any], folder: Path, steps: int = 20) -> 
     for factor in (1.0, 0.5):
         ours, bare = build_model(data, dropout=0.0), build_model(data, dropout=0.0)
         trainer = build_trainer(ours, features, folder / f"{factor}")
-        windows = list(islice((window for epoch in range(2) for window in trainer._plan(epoch)), steps))
+        windows = list(islice((window for epoch in range(2) for window in trainer.plan(epoch)), steps))
         optimizer = build_optimizer(bare, trainer.settings.optimizer)
         sides = our_side(trainer, windows), bare_side(bare, features, windows, optimizer)
         for _ in range(steps):
@@ -215,7 +215,9 @@ def main() -> None:
         for row in ("prepared", "collated", "one group"):
             models = [build_model(data, dropout=0.5) for _ in range(2)]
             trainer = build_trainer(models[0], features, Path(place) / row)
-            windows = list(islice((window for epoch in range(2) for window in trainer._plan(epoch)), 10 * len(features) // BATCH))
+            windows = list(
+                islice((window for epoch in range(2) for window in trainer.plan(epoch)), 10 * len(features) // BATCH)
+            )
             if row != "collated":
                 batches = prepare(trainer, windows)
                 for model in models:

@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ from hanzoo.models.model import Model, Tagger, load_model, model_class
 from hanzoo.recipe import Recipe, load_recipe
 from hanzoo.training.checkpoint import GO_ON, LOCK, clear_leftovers, locked, tensors_sha256, write_folder
 from hanzoo.training.distributed import gather_objects, joined, local_device, merge, num_ranks, on_first, rank, share
+from hanzoo.training.event_files import require_tensorboard
 from hanzoo.training.progress import peak_gigabytes
 from hanzoo.training.trainer import Trainer
 from hanzoo.training.trick import build_tricks
@@ -81,13 +82,13 @@ def train(
     recipe = recipe.located()
     folder = Path(run) if run is not None else Path("runs") / recipe.name
     device = choose_device(recipe.train.device)
-    with joined(device.type), _settings_of_training(recipe, device), contextlib.ExitStack() as held:
+    with joined(device.type), settings_of_training(recipe, device), contextlib.ExitStack() as held:
         on_first(lambda: _take_run(held, folder, recipe, resume))
         return _train(recipe, folder, resume, device, command, say if rank() == 0 else lambda line: None)
 
 
 @contextlib.contextmanager
-def _settings_of_training(recipe: Recipe, device: torch.device) -> Iterator[None]:
+def settings_of_training(recipe: Recipe, device: torch.device) -> Iterator[None]:
     """Torch as a training needs it: deterministic, with the recipe's threads. Afterwards it is as the caller had it."""
     memory = torch.utils.deterministic
     deterministic = torch.are_deterministic_algorithms_enabled()
@@ -112,20 +113,34 @@ def _settings_of_training(recipe: Recipe, device: torch.device) -> Iterator[None
 
 def _take_run(held: contextlib.ExitStack, folder: Path, recipe: Recipe, resume: bool) -> None:
     """Check the run directory, and hold it from here on."""
-    _check_run(folder, recipe, resume)  # before anything is written to it
+    check_run(folder, recipe, resume)  # before anything is written to it
     held.enter_context(locked(folder))
-    _check_run(folder, recipe, resume)  # another may have been quicker
+    check_run(folder, recipe, resume)  # another may have been quicker
     clear_leftovers(folder)
 
 
-def _train(
-    recipe: Recipe, folder: Path, resume: bool, device: torch.device, command: str, say: Callable[[str], None]
-) -> dict[str, Any]:
-    finished = on_first(lambda: _finished(folder))
-    if finished is not None:
-        say(f"{folder}: is finished already")
-        return finished
-    code = commit()  # now: the files may change while it trains
+class Training(NamedTuple):
+    """What a training consists of; nothing has been written yet.
+
+    Attributes:
+        data: read and checked.
+        model: on its device.
+        trainer: of the model.
+    """
+
+    data: TaggingData
+    model: Tagger
+    trainer: Trainer
+
+
+def prepare(recipe: Recipe, folder: Path, resume: bool, device: torch.device, say: Callable[[str], None]) -> Training:
+    """Read the data, build the model and its trainer; go on from the state in `folder` if `resume`.
+
+    Raises:
+        HanzooError: the recipe, the data or the state is not what it must be.
+    """
+    if recipe.train.tensorboard:
+        require_tensorboard()
     data = load_data(recipe)
     for note in data.notes:
         say(note)
@@ -160,12 +175,24 @@ def _train(
         resume,
         repeats,
     )
+    return Training(data, model, trainer)
+
+
+def _train(
+    recipe: Recipe, folder: Path, resume: bool, device: torch.device, command: str, say: Callable[[str], None]
+) -> dict[str, Any]:
+    finished = on_first(lambda: _finished(folder))
+    if finished is not None:
+        say(f"{folder}: is finished already")
+        return finished
+    code = commit()  # now: the files may change while it trains
+    data, model, trainer = prepare(recipe, folder, resume, device, say)
     on_first(lambda: _begin_run(folder, recipe))  # nothing is written before the last mistake of a recipe can be found
     suggestion = recipe.suggested_rates(num_ranks())
     if suggestion:
         say(suggestion)
     say(
-        f"{recipe.name}: {len(features)} sentences, {sum(p.numel() for p in model.parameters()):,} weights, "
+        f"{recipe.name}: {len(trainer.features)} sentences, {sum(p.numel() for p in model.parameters()):,} weights, "
         f"{trainer.num_steps} steps on {describe_device(device)}; run directory {folder}"
     )
     progress = trainer.fit()
@@ -213,12 +240,8 @@ def train_seeds(
     recipe: Recipe, seeds: Sequence[int], *, run: Path, resume: bool, command: str, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Train one run a seed in `run/seed-<n>`; a finished one is not trained again."""
-    if (run / "recipe.yaml").is_file():
-        raise RunError(f"{run}: must be a directory of several seeds, but holds a single run. Name another by --run.")
     recipe = recipe.located()
-    for seed in seeds:  # all of them before hours go into the first
-        folder = run / f"seed-{seed}"
-        _check_run(folder, recipe.with_seed(seed), resume and not _is_new(folder))
+    check_seeds(recipe, seeds, run, resume)  # all of them before hours go into the first
     runs = {}
     for seed in seeds:
         folder = run / f"seed-{seed}"
@@ -239,6 +262,15 @@ def train_seeds(
     return results
 
 
+def check_seeds(recipe: Recipe, seeds: Sequence[int], run: Path, resume: bool) -> None:
+    """Raise RunError unless one run a seed can be trained in `run`, or gone on with."""
+    if (run / "recipe.yaml").is_file():
+        raise RunError(f"{run}: must be a directory of several seeds, but holds a single run. Name another by --run.")
+    for seed in seeds:
+        folder = run / f"seed-{seed}"
+        check_run(folder, recipe.with_seed(seed), resume and not _is_new(folder))
+
+
 def _finished(folder: Path) -> dict[str, Any] | None:
     """What a finished run left; None where it has not finished, or its results.json is damaged: then it is made again."""
     try:
@@ -253,7 +285,8 @@ def _is_new(folder: Path) -> bool:
     return not folder.is_dir() or all(path.name == LOCK for path in folder.iterdir())
 
 
-def _check_run(folder: Path, recipe: Recipe, resume: bool) -> None:
+def check_run(folder: Path, recipe: Recipe, resume: bool) -> None:
+    """Raise RunError unless a run directory is new, or with `resume` one of the same recipe."""
     if folder.name in ("", ".."):
         raise RunError(
             f"{folder}: a run directory must have a name of its own, but has none. Name it: --run runs/NAME."
@@ -281,6 +314,7 @@ MAY_DIFFER = (
     "train.device",
     "train.threads",
     "train.log_every",
+    "train.tensorboard",
     "train.save_every",
 )  # the first two are said, by `identity`
 

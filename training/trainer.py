@@ -43,6 +43,7 @@ from hanzoo.errors import RunError
 from hanzoo.models.model import Model, Settings
 from hanzoo.training.checkpoint import GO_ON, read_state, write_folder, write_state
 from hanzoo.training.distributed import gather_objects, num_ranks, on_first, rank, sum_integers
+from hanzoo.training.event_files import event_files
 from hanzoo.training.optimizers import OptimizerSettings, build_optimizer, describe_groups, parameter_groups
 from hanzoo.training.progress import Reporter
 from hanzoo.training.schedules import LinearSchedule, PlateauSchedule, ScheduleSettings, factor
@@ -67,6 +68,7 @@ class TrainSettings(Settings):
         device: auto takes CUDA where it is there, else the CPU.
         threads: of torch on the CPU; 0 leaves its choice. Part of what exact resume needs.
         log_every: steps between two records of the training loss.
+        tensorboard: also write the records into the run's tensorboard/; needs the package of that name.
         save_every: steps between two saved states; 0 = after each epoch only.
         schedule: of the rate over the steps; see there.
         optimizer: see there.
@@ -85,6 +87,7 @@ class TrainSettings(Settings):
     device: str = "auto"
     threads: int = Field(default=0, ge=0, le=1024)
     log_every: int = Field(default=50, ge=1)
+    tensorboard: bool = False
     save_every: int = Field(default=0, ge=0)
     schedule: ScheduleSettings = LinearSchedule()
     optimizer: OptimizerSettings = OptimizerSettings()
@@ -225,10 +228,11 @@ class Trainer:
         self.repeats = repeats
         self.lengths = [item.length for item in features]
         # the steps at which epochs begin: with a limit on characters, or repeats, every epoch has its own number of windows
-        self.epoch_starts = [0, *accumulate(len(self._plan(epoch)) for epoch in range(settings.epochs))]
+        self.epoch_starts = [0, *accumulate(len(self.plan(epoch)) for epoch in range(settings.epochs))]
         self.num_steps = self.epoch_starts[-1]
         self.reporter = Reporter(self.num_steps, settings.log_every, quiet=rank() > 0)
         self.progress = Progress()
+        self._add_event: Callable[[Mapping[str, Any]], None] | None = None
         self.best_weights: dict[str, Tensor] = {}
         self.saved_step = -1
         self._signal = 0
@@ -267,14 +271,16 @@ class Trainer:
             StorageError: no room; the last good state is still there.
         """
         started = time.monotonic() - self.progress.seconds
-        with self.reporter, self._signals():
+        with self.reporter, self._signals(), ExitStack() as files:
+            if self.settings.tensorboard:
+                on_first(lambda: self._keep_events(files))
             self._say_groups()
             while self.progress.step < self.num_steps and not self._patience_is_over():
                 epoch = bisect_right(self.epoch_starts, self.progress.step) - 1
                 if self._use_optimizer_of(epoch):
                     new = self.optimizer_settings
                     self.reporter.say(f"epoch {epoch + 1}: {new.name} from here on, rate {new.learning_rate:g}")
-                for window in self._plan(epoch)[self.progress.step - self.epoch_starts[epoch] :]:
+                for window in self.plan(epoch)[self.progress.step - self.epoch_starts[epoch] :]:
                     self._step(epoch, window)
                     self.progress.seconds = time.monotonic() - started
                     end_of_epoch = self.progress.step == self.epoch_starts[epoch + 1]
@@ -291,6 +297,21 @@ class Trainer:
         self.model.load_state_dict(self.best_weights, strict=False)
         self.model.eval()
         return self.progress
+
+    def rehearse(self, items: list[list[int]]) -> float:
+        """Train a window out of turn, for whoever wants to see what a step takes; the model is not one to keep then.
+
+        Args:
+            items: one of a `plan`.
+
+        Returns:
+            Seconds.
+        """
+        started = time.monotonic()
+        self._step(0, items)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.monotonic() - started
 
     def _step(self, epoch: int, items: list[list[int]]) -> None:
         step, started = self.progress.step, time.monotonic()
@@ -405,7 +426,8 @@ class Trainer:
 
         return self.model.collate([self.features[i] for i in numbers], draw, numbers)
 
-    def _plan(self, epoch: int) -> list[list[list[int]]]:
+    def plan(self, epoch: int) -> list[list[list[int]]]:
+        """The windows of an epoch (counted from 0): of each, the items of every micro-batch of every rank."""
         return plan_epoch(
             self.lengths,
             generator(self.settings.seed, "plan", epoch),
@@ -481,13 +503,19 @@ class Trainer:
         else:
             self.progress.waited += 1
 
+    def _keep_events(self, files: ExitStack) -> None:
+        self._add_event = files.enter_context(event_files(self.folder / "tensorboard", self.folder / "metrics.jsonl"))
+
     def _record(self, record: Mapping[str, Any]) -> None:
-        line = (json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n").encode()
+        record = _finite(record)
+        line = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
         path = self.folder / "metrics.jsonl"
 
         def append() -> int:
             with storage_errors(path, GO_ON), path.open("ab") as file:
                 file.write(line)
+            if self._add_event is not None:
+                self._add_event(record)
             return len(line)  # of the first rank's line: speeds differ
 
         self.progress.metrics_bytes += on_first(append)
