@@ -145,7 +145,7 @@ def our_side(recipe: Recipe, data: Any, features: Sequence[Any], folder: Path, p
     model = build_model(recipe, data)
     folder.mkdir()
     trainer = Trainer(model, features, settings, build_tricks(recipe.tricks), lambda model: {}, "f1", folder, {})
-    windows = (window for epoch in range(settings.epochs) for window in trainer._plan(epoch))
+    windows = (window for epoch in range(settings.epochs) for window in trainer.plan(epoch))
 
     def train(steps: int) -> int:
         torch.use_deterministic_algorithms(True)

@@ -58,6 +58,7 @@ from hanzoo.training.distillation import (
     ensure_targets,
 )
 from hanzoo.training.distributed import gather_objects, joined, local_device, merge, num_ranks, on_first, rank, share
+from hanzoo.training.event_files import require_tensorboard
 from hanzoo.training.progress import peak_gigabytes
 from hanzoo.training.trainer import Trainer
 from hanzoo.training.trick import Start, Trick, build_tricks
@@ -99,13 +100,13 @@ def train(
     recipe = recipe.located()
     folder = Path(run) if run is not None else Path("runs") / recipe.name
     device = choose_device(recipe.train.device)
-    with joined(device.type), _settings_of_training(recipe, device), contextlib.ExitStack() as held:
+    with joined(device.type), settings_of_training(recipe, device), contextlib.ExitStack() as held:
         on_first(lambda: _take_run(held, folder, recipe, resume))
         return _train(recipe, folder, resume, device, command, say if rank() == 0 else lambda line: None)
 
 
 @contextlib.contextmanager
-def _settings_of_training(recipe: Recipe, device: torch.device) -> Iterator[None]:
+def settings_of_training(recipe: Recipe, device: torch.device) -> Iterator[None]:
     """Torch as a training needs it: deterministic, with the recipe's threads. Afterwards it is as the caller had it."""
     memory = torch.utils.deterministic
     deterministic = torch.are_deterministic_algorithms_enabled()
@@ -130,22 +131,46 @@ def _settings_of_training(recipe: Recipe, device: torch.device) -> Iterator[None
 
 def _take_run(held: contextlib.ExitStack, folder: Path, recipe: Recipe, resume: bool) -> None:
     """Check the run directory, and hold it from here on."""
-    _check_run(folder, recipe, resume)  # before anything is written to it
+    check_run(folder, recipe, resume)  # before anything is written to it
     held.enter_context(locked(folder))
-    _check_run(folder, recipe, resume)  # another may have been quicker
+    check_run(folder, recipe, resume)  # another may have been quicker
     clear_leftovers(folder)
 
 
-def _train(
-    recipe: Recipe, folder: Path, resume: bool, device: torch.device, command: str, say: Callable[[str], None]
-) -> dict[str, Any]:
-    finished = on_first(lambda: _finished(folder))
-    if finished is not None:
-        say(f"{folder}: is finished already")
-        return finished
-    code = commit()  # now: the files may change while it trains
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)  # an earlier seed's is not this one's
+@dataclass(frozen=True)
+class Training:
+    """What a training consists of; nothing has been written yet.
+
+    Attributes:
+        data: read and checked.
+        model: on its device.
+        trainer: of the model.
+        labelled: the training texts with gold, in the trainer's order; what a lesson adds comes after them.
+        lesson: what distillation adds; None without it.
+        inputs: files and models that went in, beside the data -> sha256.
+    """
+
+    data: TaggingData
+    model: Tagger
+    trainer: Trainer
+    labelled: Sequence[Document]
+    lesson: Lesson | None
+    inputs: Mapping[str, str]
+
+    def ensure_targets(self, folder: Path, say: Callable[[str], None]) -> None:
+        """Have what the teachers say, if there are any, in the run directory `folder`; before the first step."""
+        if self.lesson is not None:
+            self.lesson.ensure_targets(folder / "targets", self.labelled, self.model.device, say)
+
+
+def prepare(recipe: Recipe, folder: Path, resume: bool, device: torch.device, say: Callable[[str], None]) -> Training:
+    """Read the data, build the model and its trainer; go on from the state in `folder` if `resume`.
+
+    Raises:
+        HanzooError: the recipe, the data or the state is not what it must be.
+    """
+    if recipe.train.tensorboard:
+        require_tensorboard()
     data = load_data(recipe)
     for note in data.notes:
         say(note)
@@ -192,17 +217,31 @@ def _train(
         repeats,
         start,
     )
+    return Training(data, model, trainer, labelled, lesson, inputs)
+
+
+def _train(
+    recipe: Recipe, folder: Path, resume: bool, device: torch.device, command: str, say: Callable[[str], None]
+) -> dict[str, Any]:
+    finished = on_first(lambda: _finished(folder))
+    if finished is not None:
+        say(f"{folder}: is finished already")
+        return finished
+    code = commit()  # now: the files may change while it trains
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # an earlier seed's is not this one's
+    training = prepare(recipe, folder, resume, device, say)
+    data, model, trainer = training.data, training.model, training.trainer
     # nothing is written before the last mistake of a recipe can be found
     on_first(lambda: _begin_run(folder, recipe, model))
     suggestion = recipe.suggested_rates(num_ranks())
     if suggestion:
         say(suggestion)
     say(
-        f"{recipe.name}: {len(features)} sentences, {sum(p.numel() for p in model.parameters()):,} weights, "
+        f"{recipe.name}: {len(trainer.features)} sentences, {sum(p.numel() for p in model.parameters()):,} weights, "
         f"{trainer.num_steps} steps on {describe_device(device)}; run directory {folder}"
     )
-    if lesson is not None:
-        lesson.ensure_targets(folder / "targets", labelled, device, say)
+    training.ensure_targets(folder, say)
     progress = trainer.fit()
     calibration = calibrate(model, data.dev) if recipe.evaluate.calibrate else None
     on_first(lambda: write_folder(folder / "model", model.save))
@@ -213,7 +252,7 @@ def _train(
         "commit": code,
         "seed": recipe.train.seed,
         "data": describe_data(data),
-        "inputs": inputs,
+        "inputs": dict(training.inputs),
         "selected_on": data.dev_source,
         "metric": recipe.evaluate.metric,
         "best_epoch": progress.best_epoch,
@@ -228,8 +267,8 @@ def _train(
         "weights_sha256": tensors_sha256(model.state_dict()),
         "splits": {name: evaluate_split(model, data, name) for name in ("dev", "test") if name == "dev" or data.test},
     }
-    if lesson is not None:
-        results["distillation"] = lesson.describe(len(labelled))
+    if training.lesson is not None:
+        results["distillation"] = training.lesson.describe(len(training.labelled))
     if calibration is not None:
         results["calibration"] = calibration
 
@@ -310,12 +349,8 @@ def train_seeds(
     recipe: Recipe, seeds: Sequence[int], *, run: Path, resume: bool, command: str, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Train one run a seed in `run/seed-<n>`; a finished one is not trained again."""
-    if (run / "recipe.yaml").is_file():
-        raise RunError(f"{run}: must be a directory of several seeds, but holds a single run. Name another by --run.")
     recipe = recipe.located()
-    for seed in seeds:  # all of them before hours go into the first
-        folder = run / f"seed-{seed}"
-        _check_run(folder, recipe.with_seed(seed), resume and not is_new(folder))
+    check_seeds(recipe, seeds, run, resume)  # all of them before hours go into the first
     runs = {}
     for seed in seeds:
         folder = run / f"seed-{seed}"
@@ -336,6 +371,15 @@ def train_seeds(
     return results
 
 
+def check_seeds(recipe: Recipe, seeds: Sequence[int], run: Path, resume: bool) -> None:
+    """Raise RunError unless one run a seed can be trained in `run`, or gone on with."""
+    if (run / "recipe.yaml").is_file():
+        raise RunError(f"{run}: must be a directory of several seeds, but holds a single run. Name another by --run.")
+    for seed in seeds:
+        folder = run / f"seed-{seed}"
+        check_run(folder, recipe.with_seed(seed), resume and not is_new(folder))
+
+
 def _finished(folder: Path) -> dict[str, Any] | None:
     """What a finished run left; None where it has not finished, or its results.json is damaged: then it is made again."""
     try:
@@ -350,7 +394,8 @@ def is_new(folder: Path) -> bool:
     return not folder.is_dir() or all(path.name == LOCK for path in folder.iterdir())
 
 
-def _check_run(folder: Path, recipe: Recipe, resume: bool) -> None:
+def check_run(folder: Path, recipe: Recipe, resume: bool) -> None:
+    """Raise RunError unless a run directory is new, or with `resume` one of the same recipe."""
     if folder.name in ("", ".."):
         raise RunError(
             f"{folder}: a run directory must have a name of its own, but has none. Name it: --run runs/NAME."
@@ -378,6 +423,7 @@ MAY_DIFFER = (
     "train.device",
     "train.threads",
     "train.log_every",
+    "train.tensorboard",
     "train.save_every",
 )  # the first two are said, by `identity`
 

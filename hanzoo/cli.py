@@ -22,6 +22,7 @@ from hanzoo import __version__, build
 from hanzoo.data.document import Entity
 from hanzoo.data.html_page import HTMLPage
 from hanzoo.data.text_streams import Row, open_writer, read_rows
+from hanzoo.dry_run import dry_run
 from hanzoo.errors import DataError, HanzooError, RunError, StorageError
 from hanzoo.evaluation.report import results_table, show_difference, show_interval, show_p
 from hanzoo.models.model import Tagger, in_chunks
@@ -101,6 +102,9 @@ def train(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("settings", nargs="*", metavar="key.sub=value", help="settings that replace the recipe's")
     parser.add_argument("--run", type=Path, help="run directory (default: runs/<recipe>)")
     parser.add_argument("--resume", action="store_true", help="go on with the run that is there, to the same bits")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="build all, train two steps, say what would be trained; write nothing"
+    )
     parser.add_argument("--seeds", type=_seeds, help="train one run a seed, e.g. 1,2,3")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--list", action="store_true", help="list the bundled recipes")
@@ -109,6 +113,8 @@ def train(argv: Sequence[str] | None = None) -> int:
         return _run(_list, arguments)
     if arguments.recipe is None:
         parser.error("a recipe is needed; --list names the bundled ones")
+    if arguments.dry_run and arguments.resume:
+        parser.error("--dry-run shows a training from its first step on: leave --resume out")
     return _run(_train, arguments)
 
 
@@ -133,6 +139,9 @@ def _train(arguments: argparse.Namespace) -> int:
         settings.append(f"train.device={arguments.device}")
     recipe = load_recipe(arguments.recipe, settings)
     folder = arguments.run or Path("runs") / recipe.name
+    if arguments.dry_run:
+        answer(dry_run(recipe, run=folder, seeds=arguments.seeds or (), say=say) + "\n")
+        return 0
     words = ["python", "train.py", arguments.recipe, *arguments.settings]
     if arguments.seeds:
         words += ["--seeds", ",".join(map(str, arguments.seeds))]

@@ -211,7 +211,8 @@ def _problem_of_call(name: str, arguments: list[str], runs: set[str]) -> str:
         run = str(parsed.run or f"runs/{load_recipe(parsed.recipe, parsed.settings).name}")
         if (run in runs) is not parsed.resume:
             return f"{run} must be new, or be there and be resumed"
-        runs.add(run)
+        if not parsed.dry_run:
+            runs.add(run)
         return ""
     named = [str(run) for run in (parsed.runs if name == "evaluate" else [parsed.run])]
     if getattr(parsed, "against", None):

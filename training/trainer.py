@@ -24,7 +24,7 @@ import signal
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -43,6 +43,7 @@ from hanzoo.errors import RunError
 from hanzoo.models.model import Model, Settings
 from hanzoo.training.checkpoint import GO_ON, read_state, write_folder, write_state
 from hanzoo.training.distributed import gather_objects, num_ranks, on_first, rank, sum_integers
+from hanzoo.training.event_files import event_files
 from hanzoo.training.optimizers import OptimizerSettings, build_optimizer, describe_groups, parameter_groups
 from hanzoo.training.progress import Reporter
 from hanzoo.training.schedules import LinearSchedule, PlateauSchedule, ScheduleSettings, factor
@@ -67,6 +68,7 @@ class TrainSettings(Settings):
         device: auto takes CUDA where it is there, else the CPU.
         threads: of torch on the CPU; 0 leaves its choice. Part of what exact resume needs.
         log_every: steps between two records of the training loss.
+        tensorboard: also write the records into the run's tensorboard/; needs the package of that name.
         save_every: steps between two saved states; 0 = after each epoch only.
         start_from: a run (or its model/) whose trained model this one goes on with; None = a new model.
         schedule: of the rate over the steps; see there.
@@ -86,6 +88,7 @@ class TrainSettings(Settings):
     device: str = "auto"
     threads: int = Field(default=0, ge=0, le=1024)
     log_every: int = Field(default=50, ge=1)
+    tensorboard: bool = False
     save_every: int = Field(default=0, ge=0)
     start_from: str | None = None
     schedule: ScheduleSettings = LinearSchedule()
@@ -215,6 +218,7 @@ class Trainer:
         start: Start | None = None,
     ) -> None:
         self.model = model
+        self.device = model.device  # kept: the model looks for it each time
         self.features = features
         self.settings = settings
         self.evaluate = evaluate
@@ -229,10 +233,11 @@ class Trainer:
         self.start = start
         self.lengths = [item.length for item in features]
         # the steps at which epochs begin: with a limit on characters, or repeats, every epoch has its own number of windows
-        self.epoch_starts = [0, *accumulate(len(self._plan(epoch)) for epoch in range(settings.epochs))]
+        self.epoch_starts = [0, *accumulate(len(self.plan(epoch)) for epoch in range(settings.epochs))]
         self.num_steps = self.epoch_starts[-1]
         self.reporter = Reporter(self.num_steps, settings.log_every, quiet=rank() > 0)
         self.progress = Progress()
+        self._add_event: Callable[[Mapping[str, Any]], None] | None = None
         self.best_weights: dict[str, Tensor] = {}
         self.saved_step = -1
         self._signal = 0
@@ -255,13 +260,13 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=settings.precision == "float16")
         if resume:
             self._restore()
-        self._module = LossModule(model, self.loss)
         self._replica: DistributedDataParallel | None = None
         if num_ranks() > 1:
             # find_unused_parameters also keeps the buckets as they are, so that a resumed run adds in the same order
             self._replica = DistributedDataParallel(
-                self._module, forward_sync_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
-            )
+                LossModule(model, self.loss), forward_sync_buffers=False, find_unused_parameters=True,
+                gradient_as_bucket_view=True,
+            )  # fmt: skip
 
     # The loop.
 
@@ -273,16 +278,18 @@ class Trainer:
             StorageError: no room; the last good state is still there.
         """
         started = time.monotonic() - self.progress.seconds
-        if self.saved_step < 0:
-            self._begin()
-        with self.reporter, self._signals():
+        with self.reporter, self._signals(), ExitStack() as files:
+            if self.settings.tensorboard:
+                on_first(lambda: self._keep_events(files))
+            if self.saved_step < 0:
+                self.begin()
             self._say_groups()
             while self.progress.step < self.num_steps and not self._patience_is_over():
                 epoch = bisect_right(self.epoch_starts, self.progress.step) - 1
                 if self._use_optimizer_of(epoch):
                     new = self.optimizer_settings
                     self.reporter.say(f"epoch {epoch + 1}: {new.name} from here on, rate {new.learning_rate:g}")
-                for window in self._plan(epoch)[self.progress.step - self.epoch_starts[epoch] :]:
+                for window in self.plan(epoch)[self.progress.step - self.epoch_starts[epoch] :]:
                     self._step(epoch, window)
                     self.progress.seconds = time.monotonic() - started
                     end_of_epoch = self.progress.step == self.epoch_starts[epoch + 1]
@@ -300,16 +307,34 @@ class Trainer:
         self.model.eval()
         return self.progress
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         """What comes once, before the first step. A run that goes on from another needs that one until here, and no more."""
         for trick in self.tricks:
             trick.begin(self.model, self.start, self.settings.seed)
         if self.start is not None:
             self._save()
 
+    def rehearse(self, items: list[list[int]]) -> float:
+        """Train a window out of turn, for whoever wants to see what a step takes; the model is not one to keep then.
+
+        Tricks must have begun (`begin`).
+
+        Args:
+            items: one of a `plan`.
+
+        Returns:
+            Seconds.
+        """
+        started = time.monotonic()
+        self._step(0, items)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.monotonic() - started
+
     def _step(self, epoch: int, items: list[list[int]]) -> None:
         step, started = self.progress.step, time.monotonic()
-        self.model.train()
+        if not self.model.training:  # it walks over all modules
+            self.model.train()
         window = self._window(step, items)
         self._units = self._count_units(window)
         self.optimizer.zero_grad(set_to_none=True)
@@ -318,13 +343,14 @@ class Trainer:
         for trick in self.tricks:
             trick.before_step(self.model, step)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip or float("inf"))
+        # a number from here on: the host waits for the device once
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip or math.inf))
         rate = self.optimizer_settings.learning_rate * factor(
             self.settings.schedule, step, self.num_steps, self.progress.dev_figures
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        if torch.isfinite(norm):
+        if math.isfinite(norm):
             self.scaler.step(self.optimizer)
             for trick in self.tricks:
                 trick.after_step(self.model)
@@ -339,17 +365,17 @@ class Trainer:
             self.progress.trained_units += max(self._units.values())
         self._warm = True
         if self.progress.step % self.settings.log_every == 0:
-            self._log(epoch, rate, float(norm))
+            self._log(epoch, rate, norm)
 
     def _window(self, step: int, items: list[list[int]]) -> Window:
         """This rank's micro-batches of a window: every num_ranks-th, so that those of one moment are about equally long."""
         mine = items[rank() :: num_ranks()]
         if not mine:  # all ranks must take part in adding the gradients
-            stand_in = self._collate(step, items[0][:1]).to(self.model.device)
+            stand_in = self._collate(step, items[0][:1]).to(self.device)
             return [MicroBatch(0, stand_in, weight=0.0, counted=False, draw=self._draw(step, items[0][:1]))]
         return [
             MicroBatch(
-                index, self._collate(step, numbers).to(self.model.device), last=index == len(mine) - 1,
+                index, self._collate(step, numbers).to(self.device), last=index == len(mine) - 1,
                 draw=self._draw(step, numbers),
             )
             for index, numbers in enumerate(mine)
@@ -380,7 +406,6 @@ class Trainer:
             self.reporter.say(line)
 
     def _backward(self, window: Window) -> None:
-        module = self._module if self._replica is None else self._replica
         for micro in window:
             reseed(self.settings.seed, "dropout", self.progress.step, rank(), micro.index)
             with ExitStack() as contexts:
@@ -388,23 +413,30 @@ class Trainer:
                     contexts.enter_context(self._replica.no_sync())
                 for context in micro.contexts:
                     contexts.enter_context(context)
-                values = module(micro.batch)
-                total = torch.stack([values[part].sum() / self._units[part] for part in values]).sum()
+                values = self.loss(micro.batch).weighted() if self._replica is None else self._replica(micro.batch)
+                sums = {part: value.sum() for part, value in values.items()}
+                means = [total / self._units[part] for part, total in sums.items()]
+                # mostly one part, weight 1 and one rank, where each operation less shows in a step of a millisecond
+                mean = means[0] if len(means) == 1 else torch.stack(means).sum()
+                scale = micro.weight * num_ranks()
                 # after the forward pass: an attack's leaves exist only now
                 torch.autograd.backward(
-                    self.scaler.scale(total * (micro.weight * num_ranks())),
+                    self.scaler.scale(mean if scale == 1.0 else mean * scale),
                     inputs=None if micro.inputs is None else list(micro.inputs()),
                 )
             if not micro.counted:
                 continue
-            for part, value in values.items():
+            for part, total in sums.items():
                 name = part if micro.kind == "clean" else f"{micro.kind} {part}"
-                self._sums[name] = self._sums.get(name, 0.0) + value.detach().sum().double()
-                self._counts[name] = self._counts.get(name, 0) + len(value)
+                if name in self._sums:
+                    self._sums[name] += total.detach()  # in place, in float64
+                else:
+                    self._sums[name] = total.detach().double()
+                self._counts[name] = self._counts.get(name, 0) + len(values[part])
 
     def _loss(self, batch: Any) -> Loss:
         dtype = AUTOCAST.get(self.settings.precision)
-        with torch.autocast(self.model.device.type, dtype, enabled=dtype is not None):
+        with nullcontext() if dtype is None else torch.autocast(self.device.type, dtype):
             output = self.model(batch)
         hard = self.model.losses(output, batch)
         extra = self.model.smoothing(output, batch)
@@ -422,7 +454,8 @@ class Trainer:
         """What tricks draw at the samples of a micro-batch."""
         return lambda purpose, sample: generator(self.settings.seed, purpose, step, numbers[sample])
 
-    def _plan(self, epoch: int) -> list[list[list[int]]]:
+    def plan(self, epoch: int) -> list[list[list[int]]]:
+        """The windows of an epoch (counted from 0): of each, the items of every micro-batch of every rank."""
         return plan_epoch(
             self.lengths,
             generator(self.settings.seed, "plan", epoch),
@@ -505,13 +538,19 @@ class Trainer:
         else:
             self.progress.waited += 1
 
+    def _keep_events(self, files: ExitStack) -> None:
+        self._add_event = files.enter_context(event_files(self.folder / "tensorboard", self.folder / "metrics.jsonl"))
+
     def _record(self, record: Mapping[str, Any]) -> None:
-        line = (json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n").encode()
+        record = _finite(record)
+        line = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
         path = self.folder / "metrics.jsonl"
 
         def append() -> int:
             with storage_errors(path, GO_ON), path.open("ab") as file:
                 file.write(line)
+            if self._add_event is not None:
+                self._add_event(record)
             return len(line)  # of the first rank's line: speeds differ
 
         self.progress.metrics_bytes += on_first(append)
@@ -565,7 +604,7 @@ class Trainer:
             group, _, rest = name.partition("/")
             groups[group][rest] = tensor
         self.model.load_state_dict(groups["weights"])
-        self.best_weights = {name: tensor.to(self.model.device) for name, tensor in groups["best"].items()}
+        self.best_weights = {name: tensor.to(self.device) for name, tensor in groups["best"].items()}
         for name, tensor in self.model.training_state().items():
             tensor.copy_(groups["training"][name])
         for trick in self.tricks:
@@ -577,7 +616,7 @@ class Trainer:
         parameters = dict(self.model.named_parameters())
         for name, tensor in groups["optimizer"].items():
             parameter, _, slot = name.rpartition("/")
-            self.optimizer.state[parameters[parameter]][slot] = tensor.to(self.model.device)
+            self.optimizer.state[parameters[parameter]][slot] = tensor.to(self.device)
         self.progress.metrics_bytes = on_first(lambda: self._cut_metrics(self.progress.metrics_bytes))
         self.reporter.say(f"going on from step {self.progress.step} of {self.num_steps}")
 
