@@ -176,6 +176,18 @@ def _ordered(length: int, spans: Iterable[Span]) -> list[Span]:
     return ordered
 
 
+def spans_to_tags(length: int, spans: Iterable[Span], scheme: Scheme) -> list[str]:
+    """Write spans as the tags of a sentence, one a token.
+
+    Raises:
+        ValueError: spans overlap (see `flatten`), or one lies outside the text.
+    """
+    tags = ["O"] * length
+    for start, end, label in _ordered(length, spans):
+        tags[start:end] = [f"{letter}-{label}" for letter in _letters_of(end - start, scheme)]
+    return tags
+
+
 def flatten(spans: Iterable[Span]) -> tuple[list[Span], list[Span]]:
     """Choose spans that do not overlap: the longer first, then the earlier, then the label first in order.
 
@@ -248,15 +260,26 @@ class TagSet:
         return ids
 
     def decode(self, tag_ids: Sequence[int] | npt.NDArray[np.integer]) -> list[Span]:
-        """Read the spans of one sentence from its tag ids; an illegal sequence is mended as in `tags_to_spans`."""
-        return self._scan_ids(tag_ids)[0]
+        """Read the entities that a sequence of tag ids spells as the scheme says; what is illegal in it yields nothing.
+
+        So the spans of a model whose output layer may break the scheme are those that the strict score counts. (Tags in
+        a file are mended instead, by `tags_to_spans`: there an annotator meant something by them.)
+        """
+        ids: Sequence[int] = tag_ids.tolist() if isinstance(tag_ids, np.ndarray) else tag_ids
+        spans, mended = self._scan_ids(ids)
+        if not mended:
+            return spans
+        return [
+            span
+            for span in spans
+            if list(ids[span.start : span.end]) == self._ids_of(span.end - span.start, span.label)
+        ]
 
     def illegal_positions(self, tag_ids: Sequence[int] | npt.NDArray[np.integer]) -> list[int]:
         """Say where a sequence of tag ids is illegal: the indices of `tags_to_spans`; none if it is legal."""
-        return self._scan_ids(tag_ids)[1]
+        return self._scan_ids(tag_ids.tolist() if isinstance(tag_ids, np.ndarray) else tag_ids)[1]
 
-    def _scan_ids(self, tag_ids: Sequence[int] | npt.NDArray[np.integer]) -> tuple[list[Span], list[int]]:
-        ids: Sequence[int] = tag_ids.tolist() if isinstance(tag_ids, np.ndarray) else tag_ids
+    def _scan_ids(self, ids: Sequence[int]) -> tuple[list[Span], list[int]]:
         if not any(ids):  # nothing but O, which is most of what a tagger says of ordinary text
             return [], []
         pieces = self._pieces

@@ -30,15 +30,9 @@ from hanzoo.evaluation.calibration import expected_calibration_error, fit_temper
 from hanzoo.evaluation.cluener import LABELS, official_scores, write_submission
 from hanzoo.evaluation.error_report import ErrorReport, error_report, mentions_in
 from hanzoo.evaluation.report import learning_curve, run_card, show_figure
+from hanzoo.evaluation.scorers import SCORERS, Predictions, Score, known_scorers, score
 from hanzoo.evaluation.significance import Comparison, compare
-from hanzoo.evaluation.tagging import (
-    bootstrap_interval,
-    legal_rate,
-    micro_f1,
-    score_entities,
-    score_where,
-    sentence_counts,
-)
+from hanzoo.evaluation.tagging import bootstrap_interval, micro_f1, score_entities, score_where, sentence_counts
 from hanzoo.models.model import Model, Tagger, TargetForm, load_model, model_class
 from hanzoo.recipe import DataSettings, Recipe, load_recipe
 from hanzoo.training.checkpoint import (
@@ -592,7 +586,11 @@ def _refuse_leak(run: Path, recipe: Recipe, data: TaggingData, say: Callable[[st
 
 
 def evaluate(
-    run: str | Path, split: str | None = None, against: str | Path | None = None, data: str | None = None
+    run: str | Path,
+    split: str | None = None,
+    against: str | Path | None = None,
+    data: str | None = None,
+    scorers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The figures of a run's model on a split of its data, 0 to 1.
 
@@ -602,12 +600,14 @@ def evaluate(
         against: another run, of as many seeds, on the same sentences; the key "against" then holds what
             `hanzoo.evaluation.significance` says of the difference of F1.
         data: a data set by name, or a recipe with one, instead of the run's; only its labels take part.
+        scorers: names of `hanzoo.evaluation.scorers`; the key "scorers" then holds the figures of each.
 
     Raises:
-        HanzooError: a run or its data is missing or damaged, or the two runs cannot be compared.
+        HanzooError: a run or its data is missing or damaged, the two runs cannot be compared, or a scorer is not known or
+            cannot score these predictions.
     """
     other = None if against is None else evaluate_run(against, split=split, data_of=data)
-    return evaluate_run(run, split=split, data_of=data, against=other).to_json()
+    return evaluate_run(run, split=split, data_of=data, against=other, scorers=scorers).to_json()
 
 
 @dataclass(frozen=True)
@@ -623,6 +623,7 @@ class RunReport:
         data: the run's data, or the other data that was asked for; None where a file was evaluated and the run's data is not there
             any more.
         results: a seed: what training left in results.json.
+        scores: scorer -> a seed: what it found; for the scorers that were asked for.
         elsewhere: whether `data` is not the run's own.
         labels_taken: how many labels took part, and
         labels_known: of how many that the model knows.
@@ -636,6 +637,7 @@ class RunReport:
     figures: Sequence[Mapping[str, Any]]
     data: TaggingData | None
     results: Sequence[Mapping[str, Any]]
+    scores: Mapping[str, Sequence[Score]]
     elsewhere: bool = False
     labels_taken: int = 0
     labels_known: int = 0
@@ -667,6 +669,21 @@ class RunReport:
             )
         return rows
 
+    def per_scorer(self) -> dict[str, dict[str, Any]]:
+        """For each scorer that was asked for: who uses it, and its figures and counts, one value or one a seed."""
+        told: dict[str, dict[str, Any]] = {}
+        for name, scores in self.scores.items():
+            each = [score.to_json() for score in scores]
+            told[name] = {key: _seeds([values[key] for values in each]) for key in each[0]}
+            told[name]["used_by"] = SCORERS[name].used_by
+        return told
+
+    @property
+    def legal(self) -> float | list[float] | None:
+        """The share of legal tag sequences: one value, or one a seed; None for a model without tags."""
+        rates = [figures["legal"] for figures in self.figures]
+        return None if None in rates else _seeds(rates)
+
     def remarks(self) -> list[str]:
         """What stands below the table: the interval, the subsets, the legality."""
         lines = []
@@ -680,9 +697,11 @@ class RunReport:
             lines.append(
                 f"{name} ({each[0]['sentences']} sentences): F1 {show_figure(_seeds([e['f1'] for e in each]))}"
             )
-        legal = [figures["legal"] for figures in self.figures if figures.get("legal") is not None]
-        if legal:
-            lines.append(f"legal tag sequences: {show_figure(_seeds(legal))} %")
+        if self.legal is not None:
+            lines.append(f"legal tag sequences: {show_figure(self.legal)} %")
+        for name, scores in self.scores.items():
+            if scores[0].gold_left_out:
+                lines.append(f"scorer {name}: {scores[0].gold_left_out} gold entities inside longer ones are left out")
         return lines
 
     def to_json(self) -> dict[str, Any]:
@@ -691,6 +710,8 @@ class RunReport:
         told: dict[str, Any] = {"run": str(self.folder), "split": self.place}
         told |= {name: _seeds([figures[name] for figures in self.figures]) for name in names}
         told["per_label"] = self.per_label()
+        if self.scores:
+            told["scorers"] = self.per_scorer()
         if self.against:
             other, comparison = self.against
             told["against"] = {"run": str(other.folder), **comparison.to_json()}
@@ -709,6 +730,7 @@ def evaluate_run(
     format: str | None = None,
     data_of: str | None = None,
     against: RunReport | None = None,
+    scorers: Sequence[str] = (),
     say: Callable[[str], None] = lambda line: None,
 ) -> RunReport:
     """Evaluate the model(s) of a run on a split of its data, of other data, or on a labelled file, and compare it.
@@ -723,12 +745,14 @@ def evaluate_run(
         format: of the file; None = recognised.
         data_of: a data set by name, or a recipe (of a run, too) whose data is taken, instead of the run's own.
         against: another run, evaluated on the same.
-
-    `say` gets lines for people.
+        scorers: further ways to count, by name.
+        say: gets lines for people.
 
     Raises:
-        HanzooError: the run, its data or the file is missing or damaged, or is not what `against` can be compared with.
+        HanzooError: the run, its data or the file is missing or damaged, or is not what `against` can be compared with; a
+            scorer is not known, or cannot score these predictions.
     """
+    scorers = known_scorers(scorers)
     folder = Path(run)
     seeds = seed_folders(folder) or [folder]
     if against:
@@ -760,16 +784,19 @@ def evaluate_run(
     if against:
         _require_same_sentences(folder, name, documents, against)
     predicted, figures = [], []
+    scores: dict[str, list[Score]] = {name: [] for name in scorers}
     for each in seeds:
         model = load_tagger(each)
         if taken is not None:
             model.restrict(_shared_labels(model, taken, folder))
-        spans, legal = predict_spans(model, documents)
-        predicted.append(spans)
-        figures.append(figures_of(documents, spans, data, legal))
+        predictions = predict(model, documents)
+        predicted.append(predictions.spans)
+        figures.append(figures_of(documents, predictions, data))
+        for scorer, found in scores.items():
+            found.append(score(scorer, documents, predictions))
     results = [read_json(each / "results.json") for each in seeds if (each / "results.json").is_file()]
     counts = len(model.active_labels), len(model.labels)
-    report = RunReport(folder, name, documents, predicted, figures, data, results, data_of is not None, *counts)
+    report = RunReport(folder, name, documents, predicted, figures, data, results, scores, data_of is not None, *counts)
     if against is None:
         return report
     return replace(report, against=(against, compare(report.counts(), against.counts(), micro_f1, seed=0)))
@@ -824,7 +851,7 @@ def write_cluener_submission(run: Path, output: Path) -> None:
         raise RunError(
             f"{run}: a submission needs the unlabelled test sentences of cluener, but this run is of {data.name}."
         )
-    spans, _ = predict_spans(load_tagger(run), data.unlabelled)
+    spans = predict(load_tagger(run), data.unlabelled).spans
     on_first(
         lambda: write_submission(output, [d.id for d in data.unlabelled], [d.text for d in data.unlabelled], spans)
     )
@@ -868,6 +895,10 @@ def record_figure(report: RunReport, path: Path, variant: str, say: Callable[[st
             for name, value in report.figures[0]["subsets"].items()
         },
         "legal": [figures["legal"] for figures in report.figures],
+        "scorers": {
+            name: {metric: [getattr(score.scores, metric) for score in scores] for metric in ("f1", "macro_f1")}
+            for name, scores in report.scores.items()
+        },
         # it was measured on the dev of the run's own data
         "calibration": [] if report.elsewhere else [result.get("calibration") for result in report.results],
         "inputs": first["inputs"],
@@ -924,29 +955,26 @@ def _recorded(report: RunReport, folder: Path) -> dict[str, Any]:
 def evaluate_split(model: Tagger, data: TaggingData, split: str) -> dict[str, Any]:
     """All figures of a model on one split, 0 to 1."""
     documents = data.split(split)
-    spans, legal = predict_spans(model, documents)
-    return figures_of(documents, spans, data, legal)
+    return figures_of(documents, predict(model, documents), data)
 
 
-def predict_spans(model: Tagger, documents: Sequence[Document]) -> tuple[list[list[Span]], float | None]:
-    """The spans that a model finds in documents (their gold is not looked at), and the share of legal tag sequences.
+def predict(model: Tagger, documents: Sequence[Document]) -> Predictions:
+    """What a model says of documents, whose gold is not looked at.
 
     Several ranks share the work, and all have the result.
     """
     features = [model.featurize(Document(document.text)) for document in share(documents)]
-    illegal = gather_objects(model.count_illegal(features))
     spans = merge(gather_objects([[span for span, _ in row] for row in model.tag(features)]))
-    counts = [part for part in illegal if part is not None]
-    return spans, legal_rate(merge(counts)) if counts else None
+    if model.tag_set is None:
+        return Predictions(spans)
+    return Predictions(spans, merge(gather_objects(model.predicted_tags(features))), model.tag_set.scheme)
 
 
-def figures_of(
-    documents: Sequence[Document], predicted: Sequence[Sequence[Span]], data: TaggingData | None, legal: float | None
-) -> dict[str, Any]:
+def figures_of(documents: Sequence[Document], predictions: Predictions, data: TaggingData | None) -> dict[str, Any]:
     """Figures of predictions: micro, macro, per label, interval, legality, subsets; CLUENER's official macro where it applies."""
-    gold = [document.spans for document in documents]
+    gold, predicted = [document.spans for document in documents], predictions.spans
     low, high = bootstrap_interval(gold, predicted, seed=0)
-    figures = score_entities(gold, predicted).to_json() | {"f1_interval": [low, high], "legal": legal}
+    figures = score_entities(gold, predicted).to_json() | {"f1_interval": [low, high], "legal": predictions.legal}
     if data is None:
         return figures | {"subsets": {}}
     if has_official_counting(data):

@@ -25,6 +25,7 @@ from hanzoo.data.text_streams import Row, open_writer, read_rows
 from hanzoo.dry_run import dry_run
 from hanzoo.errors import DataError, HanzooError, RunError, StorageError
 from hanzoo.evaluation.report import results_table, show_difference, show_interval, show_p
+from hanzoo.evaluation.scorers import SCORERS, known_scorers
 from hanzoo.models.model import Tagger, in_chunks
 from hanzoo.recipe import bundled_recipes, load_recipe
 from hanzoo.training.distributed import gather_objects, joined, merge, num_ranks, rank, restarts, share
@@ -197,6 +198,13 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
         help="also compare each with this run: difference of F1, its interval, p-value",
     )
     parser.add_argument(
+        "--scorer",
+        type=_scorers,
+        default=[],
+        metavar="NAME,...",
+        help=f"also count as others do: {', '.join(SCORERS)}",
+    )
+    parser.add_argument(
         "--errors", action="store_true", help="also report the errors: boundary, type, missed, spurious ..."
     )
     parser.add_argument("--per-label", action="store_true", help="also print the figures of each label")
@@ -207,6 +215,13 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--record", type=Path, help="write the figure of the one run as a file of recipes/results/")
     parser.add_argument("--variant", default="", help="what --record names the figure apart from its recipe")
     return _run(_evaluate, parser.parse_args(argv), "cpu")
+
+
+def _scorers(text: str) -> list[str]:
+    try:
+        return known_scorers(text.split(","))
+    except RunError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -220,7 +235,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     where = {"split": arguments.split, "file": arguments.file, "format": arguments.format, "data_of": arguments.data}
     where["say"] = say
     against = build.evaluate_run(arguments.against, **where) if arguments.against else None
-    details = [build.evaluate_run(folder, **where, against=against) for folder in arguments.runs]
+    details = [
+        build.evaluate_run(folder, **where, against=against, scorers=arguments.scorer) for folder in arguments.runs
+    ]
     shown = [*details, against] if against and arguments.against not in arguments.runs else details
     rows = [{"run": str(report.folder), "split": report.place, **_averaged(report.figures)} for report in shown]
     if arguments.record:
@@ -238,6 +255,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
                 answer(line + "\n")
         if against:
             answer(f"\n{_differences(details, against)}\n")
+    if arguments.scorer and not arguments.json:
+        answer(f"\n{_scores(details)}\n")
     if arguments.per_label:
         for report in details:
             answer(f"\n{results_table(report.per_label())}\n")
@@ -246,6 +265,22 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             which = ", first seed" if len(report.predicted) > 1 else ""
             answer(f"\n{report.folder}, {report.place}{which}\n{report.error_report().render()}\n")
     return 0
+
+
+def _scores(reports: Sequence[build.RunReport]) -> str:
+    """Each run under each scorer, the share of its legal tag sequences, and who counts so."""
+    rows = [
+        {
+            "run": str(report.folder),
+            "scorer": name,
+            **{figure: values[figure] for figure in ("precision", "recall", "f1", "macro_f1")},
+            "legal": report.legal,
+            "used by": values["used_by"],
+        }
+        for report in reports
+        for name, values in report.per_scorer().items()
+    ]
+    return results_table(rows)
 
 
 def _differences(reports: Sequence[build.RunReport], against: build.RunReport) -> str:

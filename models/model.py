@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hanzoo.data.document import Document, Entity, Span, TaggedText
+from hanzoo.data.schemes import TagSet
 from hanzoo.errors import RecipeError, RunError, nearest
 from hanzoo.models.layers.embedding import VocabularyEmbedding
 
@@ -429,9 +430,15 @@ def in_chunks(texts: Iterable[T], length: Callable[[T], int]) -> Iterator[list[T
 
 
 class Tagger(Model):
-    """A model that finds entities in texts."""
+    """A model that finds entities in texts.
+
+    Attributes:
+        temperature: that confidences are computed at.
+        tag_set: what the tags of its output layer mean; None for a model that says spans without tags.
+    """
 
     temperature: float = 1.0
+    tag_set: TagSet | None = None
     _active: tuple[str, ...] | None = None
 
     @property
@@ -490,24 +497,32 @@ class Tagger(Model):
     ) -> list[list[float]]:
         """For each span the probability that exactly it, with exactly its label, is an entity of the text."""
 
-    def illegal_tags(self, output: Any, batch: Any) -> list[int] | None:
-        """For each text the illegal places in its decoded tag sequence; None for a model without tags."""
-        return None
+    def tag_sequences(self, output: Any, batch: Any) -> list[np.ndarray]:
+        """For each text in the batch the tags that the output layer chose, (length,) ids of `tag_set`, legal or not.
+
+        Scorers read them; `decode` says the spans of the same sequences. A model without tags (`tag_set` is None) has none.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no tags")
 
     @torch.inference_mode()
-    def count_illegal(self, features: Sequence[Any]) -> list[int] | None:
-        """For each text the illegal places in its decoded tag sequence; None for a model without tags."""
+    def predicted_tags(self, features: Sequence[Any]) -> list[list[str]]:
+        """For each text the tags that the output layer chose, one a character. Not of a model without tags."""
+        assert self.tag_set is not None
+        names = self.tag_set.tags
+        found: list[list[str]] = [[] for _ in features]
+        for indices, batch, output in self._outputs(features):
+            for index, ids in zip(indices, self.tag_sequences(output, batch), strict=True):
+                found[index] = [names[tag] for tag in ids.tolist()]
+        return found
+
+    def _outputs(self, features: Sequence[Any]) -> Iterator[tuple[list[int], Any, Any]]:
+        """The places of the texts of a batch, the batch, and the model's output for it in evaluation mode; batch by batch."""
         was_training = self.training
         self.eval()
-        counts = [0] * len(features)
-        found: list[int] | None = None
         for indices in self.batches_by_length([item.length for item in features]):
             batch = self.collate([features[i] for i in indices]).to(self.device)
-            found = self.illegal_tags(self(batch), batch)
-            for index, count in zip(indices, found or (), strict=found is not None):
-                counts[index] = count
+            yield indices, batch, self(batch)
         self.train(was_training)
-        return None if found is None else counts
 
     @torch.inference_mode()
     def tag(self, features: Sequence[Any], with_confidence: bool = False) -> list[list[tuple[Span, float | None]]]:
@@ -520,12 +535,8 @@ class Tagger(Model):
         Returns:
             For each text its spans in order, each with its confidence or None.
         """
-        was_training = self.training
-        self.eval()
         found: list[list[tuple[Span, float | None]]] = [[] for _ in features]
-        for indices in self.batches_by_length([item.length for item in features]):
-            batch = self.collate([features[i] for i in indices]).to(self.device)
-            output = self(batch)
+        for indices, batch, output in self._outputs(features):
             spans = self.decode(output, batch)
             if with_confidence:
                 scores = self.confidences(output, batch, spans, self.temperature)
@@ -534,7 +545,6 @@ class Tagger(Model):
             else:
                 for index, row in zip(indices, spans, strict=True):
                     found[index] = [(span, None) for span in row]
-        self.train(was_training)
         return found
 
     def predict_stream(self, texts: Iterable[str]) -> Iterator[TaggedText]:

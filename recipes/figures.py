@@ -87,6 +87,7 @@ class Result(_Strict):
         asked: what was aimed at ("at least 76"), in words.
         note: what a reader of the figure must know, in words.
         subsets: description -> metrics on part of the split ("without sentences seen in train").
+        scorers: name of a scorer -> what it gives for the same predictions; see `hanzoo.evaluation.scorers`.
         headline: whether the READMEs show it.
     """
 
@@ -116,6 +117,7 @@ class Result(_Strict):
     asked: str = ""
     note: str = ""
     subsets: dict[str, Metrics] = {}
+    scorers: dict[str, Metrics] = {}
     headline: bool = False
 
     @field_validator("metrics")
@@ -129,7 +131,7 @@ class Result(_Strict):
     def _has_one_figure_a_seed(self) -> Result:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds must differ from each other, but are {self.seeds}")
-        for where, metrics in {"metrics": self.metrics, **self.subsets}.items():
+        for where, metrics in {"metrics": self.metrics, **self.subsets, **self.scorers}.items():
             for metric, values in metrics.items():
                 if len(values) != len(self.seeds):
                     raise ValueError(

@@ -15,15 +15,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from torch import Tensor
 
 import hanzoo
-from hanzoo import cli
+from hanzoo import build, cli
 from hanzoo.data.document import Document, Span
 from hanzoo.data.readers.spans import write as write_spans
 from hanzoo.errors import RunError
 from hanzoo.evaluation.cluener import LABELS
+from hanzoo.evaluation.report import show_figure
+from hanzoo.evaluation.scorers import Predictions
+from hanzoo.models.bilstm_crf import BiLSTMCRF, TaggingBatch
+from hanzoo.models.model import Tagger
 from hanzoo.recipe import bundled_recipes
 from hanzoo.recipes.figures import read_results
 from hanzoo.training.trainer import Trainer
@@ -337,6 +343,94 @@ def test_evaluate_as_json_by_label_and_with_errors(
     for kind in ("boundary", "type", "missed", "spurious", "entity length", "seen"):
         assert kind in out
     assert "30 texts, 36 gold, 36 predicted, 36 right" in out
+
+
+ALL_SCORERS = "exact,bmes,fastnlp,seqeval,clue"
+
+
+def test_evaluate_counts_as_others_do(run: Path, weak_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert cli.evaluate([str(run), str(weak_run), "--scorer", ALL_SCORERS]) == 0
+    table = capsys.readouterr().out.split("\n\n")[-1].splitlines()
+    assert table[0].split()[:2] == ["run", "scorer"]
+    assert [line.split()[:2] for line in table[2:]] == [
+        [str(folder), name] for folder in (run, weak_run) for name in ALL_SCORERS.split(",")
+    ]
+    for name, words in {"bmes": "Lattice LSTM", "fastnlp": "FLAT", "seqeval": "LEBERT", "clue": "leaderboard"}.items():
+        assert all(words in line for line in table if line.split()[1] == name)
+    assert cli.evaluate([str(weak_run), "--scorer", ALL_SCORERS, "--json"]) == 0
+    (told,) = json_lines(capsys.readouterr().out)
+    assert told == hanzoo.evaluate(weak_run, scorers=ALL_SCORERS.split(","))
+    assert list(told["scorers"]) == ALL_SCORERS.split(",")
+    assert told["legal"] == [1.0, 1.0]
+    for name, figures in told["scorers"].items():  # a CRF with constraints says nothing illegal
+        assert figures["f1"] == told["f1"], name
+        assert figures["gold_left_out"] == [0, 0]
+    assert told["scorers"]["clue"]["macro_f1"] == [pytest.approx(2 / 10 * value) for value in told["macro_f1"]]
+    assert "scorers" not in hanzoo.evaluate(run)
+
+
+def test_scorers_differ_where_the_output_layer_has_no_constraints(
+    weak_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def best_of_each(model: BiLSTMCRF, output: Tensor, batch: TaggingBatch) -> list[np.ndarray]:
+        lengths = batch.mask.sum(1).tolist()
+        return [row[:length].numpy() for row, length in zip(output.argmax(2), lengths, strict=True)]
+
+    monkeypatch.setattr(BiLSTMCRF, "tag_sequences", best_of_each)
+    told = hanzoo.evaluate(weak_run / "seed-1", scorers=ALL_SCORERS.split(","))
+    assert 0 < told["legal"] < 1
+    figures = {name: values["f1"] for name, values in told["scorers"].items()}
+    assert figures["exact"] == figures["clue"] == told["f1"]
+    assert len({figures["exact"], figures["bmes"], figures["seqeval"]}) == 3
+    capsys.readouterr()
+    recorded = tmp_path / "weak.json"
+    assert cli.evaluate([str(weak_run), "--scorer", "exact,bmes", "--record", str(recorded)]) == 0
+    legal = show_figure(json.loads(recorded.read_text(encoding="utf-8"))["legal"])
+    rows = capsys.readouterr().out.split("\n\n")[-1].splitlines()[2:]
+    assert all(legal in row for row in rows)
+    (result,) = read_results(tmp_path)
+    assert result.scorers["exact"]["f1"] == result.metrics["f1"] != result.scorers["bmes"]["f1"]
+
+
+def test_scorers_of_a_model_that_says_spans_without_tags(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def spans(model: BiLSTMCRF, output: Tensor, batch: TaggingBatch) -> list[list[Span]]:
+        return [[Span(0, 2, "name"), *overlapping] for _ in output]
+
+    def predict(model: Tagger, documents: Sequence[Document]) -> Predictions:
+        with monkeypatch.context() as patch:
+            patch.setattr(model, "featurize", build.load_tagger(run).featurize)
+            patch.setattr(model, "tag_set", None)
+            return with_tags(model, documents)
+
+    overlapping: list[Span] = []
+    with_tags = build.predict
+    monkeypatch.setattr(BiLSTMCRF, "decode", spans)
+    monkeypatch.setattr(build, "predict", predict)
+    told = hanzoo.evaluate(run, scorers=ALL_SCORERS.split(","))
+    assert "legal" not in told
+    found = [values["true_positives"] + values["false_positives"] for values in told["scorers"].values()]
+    assert found == [30] * 5
+    capsys.readouterr()
+    assert cli.evaluate([str(run), "--scorer", "seqeval"]) == 0
+    assert "legal tag sequences" not in capsys.readouterr().out
+    overlapping = [Span(1, 3, "name")]
+    assert cli.evaluate([str(run), "--scorer", "exact,seqeval"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("scorer seqeval: predictions must not overlap")
+    assert cli.evaluate([str(run), "--scorer", "exact"]) == 0
+
+
+def test_an_unknown_scorer_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.evaluate([str(run), "--scorer", "exact,fastnpl"])
+    assert stop.value.code == 2
+    assert "is 'fastnpl'. Did you mean 'fastnlp'?" in capsys.readouterr().err
+    with pytest.raises(RunError, match="a name must be one of exact, bmes, fastnlp, seqeval, clue, but is 'all'"):
+        hanzoo.evaluate(run, scorers=["all"])
 
 
 def test_evaluate_on_a_file_of_ones_own(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from hanzoo import cli
 from hanzoo.data.catalogue import DATA_SETS
 from hanzoo.data.readers import FORMATS, read_documents, sniff_format
 from hanzoo.errors import HanzooError
+from hanzoo.evaluation.scorers import SCORERS
 from hanzoo.models.model import Tagger
 from hanzoo.recipe import check_recipe, load_recipe
 from hanzoo.recipes.figures import BEGIN, END
@@ -339,11 +340,11 @@ def test_the_calls_of_the_prose_exist() -> None:
 
 
 @pytest.mark.parametrize("name", READMES)
-def test_the_data_sets_are_those_of_the_catalogue(name: str) -> None:
+def test_the_data_sets_and_scorers_are_those_of_the_code(name: str) -> None:
     text = page(name)
     rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", text, re.MULTILINE))
     layout = next(block.text for block in blocks(text) if "$HANZOO_DATA/" in block.text)
-    assert set(rows) == set(DATA_SETS)
+    assert set(rows) == {*DATA_SETS, *SCORERS}
     for entry in DATA_SETS.values():
         counts = [f"{sentences:,}" for sentences, _ in entry.counts.values()]
         cells = rows[entry.name].split(" | ")

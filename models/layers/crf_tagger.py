@@ -237,12 +237,9 @@ class CRFTagger(Tagger):
     # Spans.
 
     def decode(self, output: Tensor, batch: CRFBatch) -> list[list[Span]]:
-        return [self.tag_set.decode(path) for path in self._paths(output, batch)]
+        return [self.tag_set.decode(path) for path in self.tag_sequences(output, batch)]
 
-    def illegal_tags(self, output: Tensor, batch: CRFBatch) -> list[int]:
-        return [len(self.tag_set.illegal_positions(path)) for path in self._paths(output, batch)]
-
-    def _paths(self, output: Tensor, batch: CRFBatch) -> list[np.ndarray]:
+    def tag_sequences(self, output: Tensor, batch: CRFBatch) -> list[np.ndarray]:
         paths, _ = self.crf.viterbi_decode(output, batch.mask)
         lengths = batch.mask.sum(dim=1).tolist()
         return [path[:length] for path, length in zip(paths.cpu().numpy(), lengths, strict=True)]

@@ -16,6 +16,7 @@ from hanzoo.data.schemes import (
     TagSet,
     detect_scheme,
     flatten,
+    spans_to_tags,
     split_tag,
     tags_to_spans,
 )
@@ -108,8 +109,28 @@ def test_illegal_sequences_are_mended(
     assert tags_to_spans(tags.split(), scheme) == ([Span(*span) for span in spans], mended)
     tag_set = TagSet(("x", "y"), scheme)
     ids = [tag_set.tags.index(tag) for tag in tags.split()]
-    assert tag_set.decode(ids) == [Span(*span) for span in spans]
     assert tag_set.illegal_positions(ids) == mended
+
+
+@pytest.mark.parametrize(
+    ("scheme", "tags", "spans"),
+    [
+        ("BIO", "I-x I-x O B-x I-x", [(3, 5, "x")]),
+        ("BIO", "B-x I-y I-x", [(0, 1, "x")]),
+        ("BMES", "B-x E-x M-x E-x", [(0, 2, "x")]),
+        ("BMES", "B-x B-x E-x", [(1, 3, "x")]),
+        ("BMES", "B-x M-x M-x O", []),
+        ("BIOES", "B-x E-y S-x", [(2, 3, "x")]),
+        ("BIOS", "B-x O B-x I-x", [(2, 4, "x")]),
+    ],
+)
+def test_of_an_illegal_sequence_only_what_is_spelt_right_is_decoded(
+    scheme: Scheme, tags: str, spans: list[tuple[int, int, str]]
+) -> None:
+    tag_set = TagSet(("x", "y"), scheme)
+    ids = [tag_set.tags.index(tag) for tag in tags.split()]
+    assert tag_set.decode(ids) == tag_set.decode(np.array(ids)) == [Span(*span) for span in spans]
+    assert tags_to_spans(tags.split(), scheme)[0] != [Span(*span) for span in spans]  # what a file would be mended to
 
 
 def is_legal(tag_set: TagSet, ids: tuple[int, ...]) -> bool:
@@ -130,12 +151,17 @@ def test_legality_spans_and_encoding_agree_on_every_short_sequence(scheme: Schem
         for ids in itertools.product(range(len(tag_set.tags)), repeat=length):
             spans = tag_set.decode(ids)
             again = tuple(tag_set.encode(length, spans).tolist())
+            tags = [tag_set.tags[tag] for tag in ids]
+            mended = tags_to_spans(tags, scheme)[0]
             assert is_legal(tag_set, ids) == (not tag_set.illegal_positions(ids)) == (again == ids), ids
-            assert is_legal(tag_set, again)  # what was mended is legal
+            assert is_legal(tag_set, again)  # what was left is legal
+            assert is_legal(tag_set, tuple(tag_set.encode(length, mended).tolist()))  # what was mended is legal
+            assert spans_to_tags(length, spans, scheme) == [tag_set.tags[tag] for tag in again]
+            assert set(spans) <= set(mended)
+            assert spans == mended or not is_legal(tag_set, ids)
             legal += again == ids
             illegal += again != ids
             spans_seen.add(tuple(spans))
-            assert tuple(tags_to_spans([tag_set.tags[tag] for tag in ids], scheme)[0]) == tuple(spans)
         # A legal sequence for every way to place spans, and no two for one.
         assert len(spans_seen) == sum(
             is_legal(tag_set, ids) for ids in itertools.product(range(len(tag_set.tags)), repeat=length)
