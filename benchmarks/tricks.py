@@ -1,6 +1,6 @@
 """What every trick buys and costs: BiLSTM-CRF on Weibo and Resume, the best two and both together on CLUENER.
 
-    HANZOO_DATA=... HANZOO_VECTORS=... python benchmarks/tricks.py --runs DIR [--jobs 2] [--only weibo,speed] [--save]
+    HANZOO_DATA=... HANZOO_VECTORS=... python benchmarks/tricks.py --runs DIR [--jobs 2] [--only weibo,speed] [--finished] [--save]
 
 Every row is the table's recipe without its tricks, with one thing added, and the same number of epochs. The runs go to
 `DIR/<data>/<row>` and are ordinary run directories; those that are finished are kept, those that were cut go on. Each row stands
@@ -112,9 +112,14 @@ def all_settings(table: Table, settings: Sequence[str]) -> list[str]:
     return ["train.threads=1", f"train.epochs={table.epochs}", *settings]
 
 
+def is_finished(run: Path) -> bool:
+    """Whether all seeds of a row are trained."""
+    return (run / "results.json").is_file()
+
+
 def train(table: Table, settings: Sequence[str], run: Path) -> None:
     """Train a row, or go on with it; the log stands beside the run directory."""
-    if (run / "results.json").is_file():
+    if is_finished(run):
         return  # whether it is a run of these settings, `compare_all` looks
     run.parent.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, "train.py", f"recipes/{table.recipe}.yaml", *all_settings(table, settings)]
@@ -220,15 +225,18 @@ def page(line: Mapping[str, Any]) -> str:
         cells.append([*cell, f"{statistics.median(ratios):.2f}" if ratios else ""])
     parts = [HEAD, markdown_table([*header, "sentences/s, plain = 1"], cells, right=(2, 5, 8))]
     if "cluener" in by_row:
-        rows = [[row, *_compared(record)] for row, record in by_row["cluener"].items()]
+        of_cluener = [[row, *_compared(record)] for row, record in by_row["cluener"].items()]
         parts += [
             CLUENER,
-            markdown_table(["added", "cluener dev F1", "difference (95 % interval)", "p"], rows, right=(1,)),
+            markdown_table(["added", "cluener dev F1", "difference (95 % interval)", "p"], of_cluener, right=(1,)),
         ]
     said = [
         f"{data}: `{table['recipe']}` without its tricks, {table['epochs']} epochs, seeds {', '.join(map(str, table['seeds']))}."
         for data, table in protocol.items()
+        if data in tables
     ]
+    if line["missing"]:
+        said.append(f"Not trained yet: {', '.join(line['missing'])}.")
     return "\n\n".join([*parts, " ".join(said) + f" Machine: {line['machine']}."]) + "\n"
 
 
@@ -256,6 +264,9 @@ def main() -> None:
     """Train, compare, print the tables and the line."""
     parser = argparse.ArgumentParser(description="What every trick buys and costs.")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the run directories")
+    parser.add_argument(
+        "--finished", action="store_true", help="train nothing: leave out the rows that are not trained"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     parser.add_argument("--only", default="weibo,resume,cluener,speed", help="parts, with commas between")
     parser.add_argument("--rounds", type=int, default=5, help="of the measurement of speed")
@@ -278,10 +289,18 @@ def main() -> None:
     }
     for table in (name for name in TABLES if name in parts):
         wanted = rows() if table != "cluener" else rows_of_cluener(best_two(tables["weibo"]))
+        if options.finished:
+            wanted = {
+                row: settings for row, settings in wanted.items() if is_finished(folder_of(options.runs, table, row))
+            }
         train_all(table, wanted, options.runs, options.jobs)
         tables[table] = compare_all(table, wanted, options.runs)
     if "speed" in parts:
         line["speed"] = speeds(options.rounds)
+    trained = {name: {record["row"] for record in records} for name, records in tables.items()}
+    line["missing"] = [
+        f"{row} on {name}" for name in ("weibo", "resume") for row in rows() if row not in trained.get(name, ())
+    ]
     text = json.dumps(line, ensure_ascii=False)
     if options.save:
         RESULTS.write_text(text + "\n", encoding="utf-8")

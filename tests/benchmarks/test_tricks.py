@@ -47,10 +47,12 @@ def test_the_page() -> None:
         "protocol": {"weibo": {"recipe": "weibo_bilstm_crf", "epochs": 20, "seeds": [1, 2]}},
         "speed": {"ema": [0.98, 0.9, 0.99]},
         "machine": "2 cores",
+        "missing": ["ema on resume"],
     }
     text = page(line)
     assert "| plain | `set plain` | 61.00 ± 1.41 (2) |  |  | 94.00 (1) |  |  |  |\n" in text
     assert "| ema | `set ema` | 62.50 ± 0.71 (2) | +1.20 (-0.10 to +2.50) | 0.06 |  |  |  | 0.98 |\n" in text
+    assert "Not trained yet: ema on resume." in text
     assert "CLUENER" not in text
     line["tables"] |= {"cluener": [record("plain", 0.75), record("ema", 0.76, **against)]}
     assert "| ema | 76.00 (1) | +1.20 (-0.10 to +2.50) | 0.06 |\n" in page(line)
