@@ -20,7 +20,7 @@ def key(seed: int, purpose: str, *numbers: int) -> int:
         purpose: what the draw is for ("dropout", "plan", "unknown", ...).
         numbers: where in the run it happens: epoch or step, rank, micro-batch, item.
     """
-    text = "/".join([str(seed), purpose, *map(str, numbers)])
+    text = "/".join(map(str, (seed, purpose, *numbers)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
@@ -37,5 +37,5 @@ def reseed(seed: int, purpose: str, *numbers: int) -> None:
     """
     value = key(seed, purpose, *numbers) & 0x7FFF_FFFF_FFFF_FFFF
     torch.default_generator.manual_seed(value)
-    if torch.cuda.is_available():
-        torch.cuda.manual_seed_all(value)
+    for of_device in torch.cuda.default_generators:  # none before CUDA is in use
+        of_device.manual_seed(value)

@@ -79,8 +79,9 @@ def dry_run(recipe: Recipe, *, run: Path, seeds: Sequence[int] = (), say: Callab
         scratch = on_first(lambda: Path(held.enter_context(TemporaryDirectory())))
         unlogged = replace(recipe, train=recipe.train.model_copy(update={"log_every": sys.maxsize}))
         tried = unlogged.with_seed(seeds[0]) if seeds else unlogged
-        training = build.prepare(tried, scratch, False, device, say if rank() == 0 else lambda line: None)
-        training.ensure_targets(scratch, say)
+        said = say if rank() == 0 else lambda line: None
+        training = build.prepare(tried, scratch, False, device, said)
+        training.ensure_targets(scratch, said)
         training.trainer.begin()
         estimate = _estimate(training)
     head = f"{recipe.name}: nothing is kept; it would be trained in {run} on {build.describe_device(device)}"

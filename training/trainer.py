@@ -24,7 +24,7 @@ import signal
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -166,6 +166,8 @@ def _finite(value: Any) -> Any:
 
 MAX_NONFINITE = 20  # steps in all: more means that the training has diverged
 
+NOTHING = nullcontext()
+
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -218,7 +220,8 @@ class Trainer:
         start: Start | None = None,
     ) -> None:
         self.model = model
-        self.device = model.device  # kept: the model looks for it each time
+        # kept, since a step asks for them again and again
+        self.device, self.rank, self.num_ranks = model.device, rank(), num_ranks()
         self.features = features
         self.settings = settings
         self.evaluate = evaluate
@@ -235,7 +238,7 @@ class Trainer:
         # the steps at which epochs begin: with a limit on characters, or repeats, every epoch has its own number of windows
         self.epoch_starts = [0, *accumulate(len(self.plan(epoch)) for epoch in range(settings.epochs))]
         self.num_steps = self.epoch_starts[-1]
-        self.reporter = Reporter(self.num_steps, settings.log_every, quiet=rank() > 0)
+        self.reporter = Reporter(self.num_steps, settings.log_every, quiet=self.rank > 0)
         self.progress = Progress()
         self._add_event: Callable[[Mapping[str, Any]], None] | None = None
         self.best_weights: dict[str, Tensor] = {}
@@ -243,7 +246,7 @@ class Trainer:
         self._signal = 0
         self._agreed_signal = 0
         self._units: dict[str, int] = {}
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, list[Tensor]] = {}  # added when they are logged, not in each step
         self._counts: dict[str, int] = {}
         self._log_started = time.monotonic()
         self._log_units = 0
@@ -261,7 +264,7 @@ class Trainer:
         if resume:
             self._restore()
         self._replica: DistributedDataParallel | None = None
-        if num_ranks() > 1:
+        if self.num_ranks > 1:
             # find_unused_parameters also keeps the buckets as they are, so that a resumed run adds in the same order
             self._replica = DistributedDataParallel(
                 LossModule(model, self.loss), forward_sync_buffers=False, find_unused_parameters=True,
@@ -297,7 +300,7 @@ class Trainer:
                         self._evaluate(epoch + 1)
                     save_every = self.settings.save_every
                     # read once: it may come at any moment, also between saving and stopping
-                    signal_number = self._signal if num_ranks() == 1 else self._agreed_signal
+                    signal_number = self._signal if self.num_ranks == 1 else self._agreed_signal
                     if end_of_epoch or signal_number or (save_every and self.progress.step % save_every == 0):
                         self._save()
                     if signal_number:
@@ -369,7 +372,7 @@ class Trainer:
 
     def _window(self, step: int, items: list[list[int]]) -> Window:
         """This rank's micro-batches of a window: every num_ranks-th, so that those of one moment are about equally long."""
-        mine = items[rank() :: num_ranks()]
+        mine = items[self.rank :: self.num_ranks]
         if not mine:  # all ranks must take part in adding the gradients
             stand_in = self._collate(step, items[0][:1]).to(self.device)
             return [MicroBatch(0, stand_in, weight=0.0, counted=False, draw=self._draw(step, items[0][:1]))]
@@ -383,13 +386,16 @@ class Trainer:
 
     def _count_units(self, window: Window) -> dict[str, int]:
         """Units a part over the window and all ranks; the ranks agree on signals in the same message."""
-        parts = list(window[0].batch.num_units)
-        units = [sum(micro.batch.num_units[part] for micro in window if micro.counted) for part in parts]
-        if num_ranks() > 1:
-            interrupts = [int(self._signal == signal.SIGINT), int(self._signal == signal.SIGTERM)]
-            *units, interrupted, terminated = sum_integers([*units, *interrupts])
-            self._agreed_signal = signal.SIGINT if interrupted else signal.SIGTERM if terminated else 0
-        return dict(zip(parts, units, strict=True))
+        units = {part: number if window[0].counted else 0 for part, number in window[0].batch.num_units.items()}
+        for micro in window[1:]:
+            for part, number in micro.batch.num_units.items():
+                units[part] += number
+        if self.num_ranks == 1:
+            return units
+        interrupts = [int(self._signal == signal.SIGINT), int(self._signal == signal.SIGTERM)]
+        *numbers, interrupted, terminated = sum_integers([*units.values(), *interrupts])
+        self._agreed_signal = signal.SIGINT if interrupted else signal.SIGTERM if terminated else 0
+        return dict(zip(units, numbers, strict=True))
 
     def _use_optimizer_of(self, epoch: int) -> bool:
         """Begin a new optimizer, without slots, where an epoch has another one than there is; says whether it has."""
@@ -407,36 +413,40 @@ class Trainer:
 
     def _backward(self, window: Window) -> None:
         for micro in window:
-            reseed(self.settings.seed, "dropout", self.progress.step, rank(), micro.index)
-            with ExitStack() as contexts:
-                if self._replica is not None and not micro.last:
-                    contexts.enter_context(self._replica.no_sync())
-                for context in micro.contexts:
-                    contexts.enter_context(context)
+            reseed(self.settings.seed, "dropout", self.progress.step, self.rank, micro.index)
+            with self._inside(micro):
                 values = self.loss(micro.batch).weighted() if self._replica is None else self._replica(micro.batch)
                 sums = {part: value.sum() for part, value in values.items()}
-                means = [total / self._units[part] for part, total in sums.items()]
-                # mostly one part, weight 1 and one rank, where each operation less shows in a step of a millisecond
-                mean = means[0] if len(means) == 1 else torch.stack(means).sum()
-                scale = micro.weight * num_ranks()
+                # the division by the units of the window lies in the gradients that backward starts from: two operations less
+                scale = micro.weight * self.num_ranks
+                starts = [torch.full_like(sums[part], scale / max(1, self._units[part])) for part in sums]
                 # after the forward pass: an attack's leaves exist only now
                 torch.autograd.backward(
-                    self.scaler.scale(mean if scale == 1.0 else mean * scale),
+                    list(sums.values()), [self.scaler.scale(start) for start in starts],
                     inputs=None if micro.inputs is None else list(micro.inputs()),
-                )
+                )  # fmt: skip
             if not micro.counted:
                 continue
             for part, total in sums.items():
                 name = part if micro.kind == "clean" else f"{micro.kind} {part}"
-                if name in self._sums:
-                    self._sums[name] += total.detach()  # in place, in float64
-                else:
-                    self._sums[name] = total.detach().double()
+                self._sums.setdefault(name, []).append(total.detach())
                 self._counts[name] = self._counts.get(name, 0) + len(values[part])
+
+    def _inside(self, micro: MicroBatch) -> AbstractContextManager[object]:
+        """What the passes of a micro-batch run in."""
+        contexts = micro.contexts
+        if self._replica is not None and not micro.last:
+            contexts = (self._replica.no_sync(), *contexts)
+        if not contexts:
+            return NOTHING
+        with ExitStack() as entered:
+            for context in contexts:
+                entered.enter_context(context)
+            return entered.pop_all()
 
     def _loss(self, batch: Any) -> Loss:
         dtype = AUTOCAST.get(self.settings.precision)
-        with nullcontext() if dtype is None else torch.autocast(self.device.type, dtype):
+        with NOTHING if dtype is None else torch.autocast(self.device.type, dtype):
             output = self.model(batch)
         hard = self.model.losses(output, batch)
         extra = self.model.smoothing(output, batch)
@@ -460,7 +470,7 @@ class Trainer:
             self.lengths,
             generator(self.settings.seed, "plan", epoch),
             batch_size=self.settings.batch_size,
-            micro_batches=self.settings.accumulation * num_ranks(),
+            micro_batches=self.settings.accumulation * self.num_ranks,
             batch_characters=self.settings.batch_characters,
             repeats=self.repeats,
         )
@@ -503,10 +513,11 @@ class Trainer:
 
     def _gather_sums(self) -> None:
         """Add what was summed since the last time, on all ranks, to the log period."""
-        mine = {name: (float(total), self._counts[name]) for name, total in self._sums.items()}
+        mine = {name: (torch.stack(sums).tolist(), self._counts[name]) for name, sums in self._sums.items()}
         for sums in gather_objects(mine):  # not one tensor: a rank that had nothing to do has no names
-            for name, (total, count) in sums.items():
-                self.progress.losses[name] = self.progress.losses.get(name, 0.0) + total
+            for name, (totals, count) in sums.items():
+                for total in totals:  # one by one: to gather more often changes no bit
+                    self.progress.losses[name] = self.progress.losses.get(name, 0.0) + total
                 self.progress.units[name] = self.progress.units.get(name, 0) + count
         self._sums, self._counts = {}, {}
 
@@ -572,7 +583,7 @@ class Trainer:
                     tensors[f"optimizer/{self.names[id(parameter)]}/{slot}"] = tensor
         values = {
             "progress": asdict(self.progress),
-            "ranks": num_ranks(),
+            "ranks": self.num_ranks,
             "num_steps": self.num_steps,
             "scaler": self.scaler.state_dict(),
             "identity": self.identity,
@@ -590,7 +601,7 @@ class Trainer:
         self._compare(values["identity"])
         self.progress = Progress(**values["progress"])
         self.saved_step = self.progress.step
-        if values["ranks"] != num_ranks():  # other windows, and another number of them: go on at the same share
+        if values["ranks"] != self.num_ranks:  # other windows, and another number of them: go on at the same share
             self.progress.step = round(self.progress.step / values["num_steps"] * self.num_steps)
         self.scaler.load_state_dict(values["scaler"])
         groups: dict[str, dict[str, Tensor]] = {
