@@ -583,6 +583,7 @@ def main() -> None:
             parser.error(f"--only: must be of {', '.join(names)}, but is {name!r}")
     if arguments.only:
         cells = [cell for cell in cells if cell.name in arguments.only]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: it ends what it has started
     folder, began = arguments.folder.absolute(), time.monotonic()
     known = set(identities(cells, arguments.kills, arguments.seed).values()) & set(
         read_finished(folder / "cells.jsonl")
@@ -598,7 +599,8 @@ def main() -> None:
     }
     if arguments.save:
         target = ROOT / "benchmarks" / "results" / "kill_matrix.json"
-        write_file(target, json.dumps(record | {"outcomes": [asdict(outcome) for outcome in outcomes]}) + "\n")
+        lines = ",\n".join(json.dumps(asdict(outcome)) for outcome in outcomes)
+        write_file(target, f'{json.dumps(record)[:-1]}, "outcomes": [\n{lines}\n]}}\n')
     print(json.dumps(record))
     if not record["right"]:
         sys.exit(1)
