@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -108,16 +109,19 @@ class ForkServer:
         """End it, and every process that it started."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # it may have been killed, with a question on its way
+            self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait(60)
 
     def _ask(self, question: Any) -> Any:
         assert self._process.stdin is not None
         with self._turn:
-            self._process.stdin.write(json.dumps(question) + "\n")
-            self._process.stdin.flush()
-            answer = self._answer()
+            answer = GONE
+            with suppress(BrokenPipeError, ValueError):  # it was killed, or closed
+                self._process.stdin.write(json.dumps(question) + "\n")
+                self._process.stdin.flush()
+                answer = self._answer()
         if answer == GONE:
             raise RuntimeError("the fork server has ended")
         return answer
