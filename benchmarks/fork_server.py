@@ -54,6 +54,7 @@ class ForkServer:
             )  # fmt: skip
         self._turn = threading.Lock()
         if self._answer() != "ready":
+            self.close()
             raise RuntimeError(f"the fork server did not start:\n{said.read_text(encoding='utf-8')}")
 
     def start(
@@ -118,7 +119,7 @@ class ForkServer:
         assert self._process.stdin is not None
         with self._turn:
             answer = GONE
-            with suppress(BrokenPipeError, ValueError):  # it was killed, or closed
+            with suppress(BrokenPipeError):  # it was killed
                 self._process.stdin.write(json.dumps(question) + "\n")
                 self._process.stdin.flush()
                 answer = self._answer()

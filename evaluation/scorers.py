@@ -25,8 +25,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from seqeval.metrics.sequence_labeling import get_entities
-
 from hanzoo.data.document import Document, Span
 from hanzoo.data.schemes import Scheme, flatten, spans_to_tags, tags_to_spans
 from hanzoo.errors import DataError, RunError, nearest
@@ -188,6 +186,8 @@ def _fastnlp_spans(tags: Sequence[str], scheme: Scheme) -> list[Span]:
 
 def _seqeval_spans(tags: Sequence[str], scheme: Scheme) -> list[Span]:
     """As seqeval reads tags in its default mode."""
+    from seqeval.metrics.sequence_labeling import get_entities  # brings scikit-learn, pandas and pyarrow, and a thread
+
     known = ["I" + tag[1:] if tag[0] == "M" else tag for tag in tags]
     return [Span(first, last + 1, label) for label, first, last in get_entities(known)]
 

@@ -90,6 +90,12 @@ def test_first_use_of_hanzoo_brings_torch() -> None:
     assert {"hanzoo", "torch"} <= modules_after("import hanzoo; hanzoo.load")
 
 
+def test_the_commands_do_without_what_only_some_inputs_and_scorers_need() -> None:
+    brought = modules_after("from hanzoo import cli")
+    assert not {"datasets", "pandas", "pyarrow", "seqeval", "sklearn"} & brought  # a second, and a thread of pyarrow's
+    assert "torch" in brought
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     import hanzoo
 
