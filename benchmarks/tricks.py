@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT))  # a checkout that is not installed works too
 
 import torch  # noqa: E402
 
-from benchmarks.training_speed import in_turn, our_side  # noqa: E402
+from benchmarks.training_speed import build_model, in_turn, our_side  # noqa: E402
 from hanzoo.build import describe_machine, evaluate_run, load_data  # noqa: E402
 from hanzoo.errors import RecipeError  # noqa: E402
 from hanzoo.evaluation.report import markdown_table, show_difference, show_figure, show_interval, show_p  # noqa: E402
@@ -198,11 +198,14 @@ def speeds(rounds: int) -> dict[str, list[float]]:
     """Each row's sentences/s on Weibo's recipe over those of "plain" in the same round."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
+        plain = load_recipe(TABLES["weibo"].recipe, with_tricks({}))
+        data = load_data(plain)
+        featurize = build_model(plain, data).featurize
+        features = [featurize(document) for document in data.train if document.text]
         sides = {}
         for row, settings in rows().items():
             recipe = load_recipe(TABLES["weibo"].recipe, settings)
-            data = load_data(recipe)
-            sides[row] = our_side(recipe, data, Path(folder) / row, recipe.train.precision)
+            sides[row] = our_side(recipe, data, features, Path(folder) / row, recipe.train.precision)
         measured = in_turn(sides, rounds, STEPS, time.process_time)
     return {
         row: [round(one / plain, 3) for one, plain in zip(values, measured[PLAIN], strict=True)]
