@@ -123,6 +123,26 @@ def test_gradient_is_that_of_the_mean_loss(tmp_path: Path) -> None:
     assert tiny.difference(tiny.gradients(model), expected) < 1e-6
 
 
+@pytest.mark.parametrize(
+    "norm", [0.3, 0.998, 0.9989999, 0.9999995, 0.99999975, 1.0, 1.0000001, 1.5, 40.0, math.nan, math.inf]
+)
+@pytest.mark.parametrize("clip", [1.0, 0.0])
+def test_clipping_is_that_of_torch(norm: float, clip: float, tmp_path: Path) -> None:
+    trainer = tiny.trainer(bilstm(), tmp_path, clip=clip)
+    draw = torch.Generator().manual_seed(1)
+    ours, theirs = trainer._trained, [torch.nn.Parameter(parameter.detach().clone()) for parameter in trainer._trained]
+    gradients = [torch.rand(parameter.shape, generator=draw) for parameter in ours]
+    length = float(torch.nn.utils.get_total_norm(gradients))
+    for one, other, gradient in zip(ours, theirs, gradients, strict=True):
+        one.grad, other.grad = gradient * (norm / length), gradient * (norm / length)
+    said, expected = trainer._clip(), float(torch.nn.utils.clip_grad_norm_(theirs, clip or math.inf))
+    assert said == pytest.approx(norm, rel=1e-6, nan_ok=True)
+    assert said == expected or (math.isnan(said) and math.isnan(expected))
+    if math.isfinite(norm):  # else the step is left out
+        pairs = zip(ours, theirs, strict=True)
+        assert all(torch.equal(a.grad, b.grad) for a, b in pairs if a.grad is not None and b.grad is not None)
+
+
 def test_clipping_bounds_the_step(tmp_path: Path) -> None:
     def moved(clip: float) -> float:
         model = tiny.toy()
