@@ -6,6 +6,7 @@ called by all ranks in the same order.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -72,6 +73,9 @@ def joined(device: str) -> Iterator[None]:
         yield
         dist.barrier()  # the others may still be answering: a rank that leaves early can bring them down
     finally:
+        # DistributedDataParallel lies in a cycle of references: what is left of it would hold the group, whose threads then abort
+        # the process at its end ("terminate called without an active exception")
+        gc.collect()
         dist.destroy_process_group()
 
 

@@ -185,6 +185,18 @@ evaluate: {calibrate: false}
 """
 
 
+def test_nothing_holds_the_group_when_ranks_part(tmp_path: Path) -> None:
+    script = (
+        "import gc, weakref; from torch.nn import Linear; from torch.nn.parallel import DistributedDataParallel\n"
+        "from hanzoo.training.distributed import joined\n"
+        "gc.disable()\n"
+        "with joined('cpu'): replica = weakref.ref(DistributedDataParallel(Linear(2, 2)))  # as a training leaves it\n"
+        "print(replica() is None)"
+    )
+    for process in two(["-c", script], tmp_path, seconds=60):
+        assert (process.stdout, process.returncode) == ("True\n", 0), process.stderr
+
+
 def test_ranks_that_come_again_do_not_wait_for_the_dead(tmp_path: Path) -> None:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun's, one over all its restarts
     script = (
