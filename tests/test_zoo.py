@@ -24,13 +24,18 @@ from hanzoo.training.checkpoint import tensors_sha256
 from hanzoo.training.trick import build_tricks, trick_class, trick_names
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("deterministic")
+pytestmark = pytest.mark.usefixtures("deterministic", "encoders")
 
+# Windows of 16 characters, so that the longer sentences of `tiny` need two or three.
 SETTINGS: dict[str, dict[str, Any]] = {
     "bilstm_crf": {"dimension": 8, "hidden": 12, "num_layers": 2, "unknown_rate": 0.1},
+    "encoder_crf": {"encoder": "tiny-bert", "window": 16, "lstm_hidden": 8},
+    "encoder_softmax": {"encoder": "tiny-albert", "window": 16},
 }
 NO_RANDOMNESS: dict[str, dict[str, Any]] = {
     "bilstm_crf": {"dropout_embedding": 0.0, "dropout_hidden": 0.0, "unknown_rate": 0.0},
+    "encoder_crf": {"encoder_dropout": 0.0, "dropout_hidden": 0.0},
+    "encoder_softmax": {"encoder_dropout": 0.0, "dropout_hidden": 0.0},
 }
 TRICKS: dict[str, list[dict[str, Any]]] = {
     "fgm": [{"epsilon": 0.3}, {"epsilon": 1.0, "target": "table"}],
@@ -223,7 +228,7 @@ def test_the_fisher_information_of_drawn_targets(name: str) -> None:
 
 
 @pytest.fixture(scope="module", params=model_names())
-def learnt(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+def learnt(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, encoders: Path) -> Model:
     """A model that has learnt eight sentences by heart."""
     folder = tmp_path_factory.mktemp(request.param)
     model = quiet(request.param)
@@ -269,8 +274,10 @@ def test_a_saved_model_is_the_same_model(learnt: Model, tmp_path: Path) -> None:
     again = tmp_path / "again"
     again.mkdir()
     loaded.save(again)
-    for path in sorted(again.iterdir()):
-        assert path.read_bytes() == (tmp_path / path.name).read_bytes()
+    written = [path for path in sorted(again.rglob("*")) if path.is_file()]
+    for path in written:
+        assert path.read_bytes() == (tmp_path / path.relative_to(again)).read_bytes()
+    assert len(written) == len([path for path in tmp_path.rglob("*") if path.is_file()]) / 2
 
 
 def test_texts_of_any_content_come_back(learnt: Model) -> None:

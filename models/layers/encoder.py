@@ -14,6 +14,7 @@ does otherwise, and no backward pass goes into its weights.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -130,9 +131,7 @@ class Encoder(nn.Module):
         try:
             with quiet():
                 config = AutoConfig.from_pretrained(place, trust_remote_code=False, local_files_only=True)
-                for name in _DROPOUTS if dropout is not None else ():
-                    if hasattr(config, name):
-                        setattr(config, name, dropout)
+                _set_dropout(config, dropout)
                 model, report = AutoModel.from_pretrained(
                     place, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
                     local_files_only=True, output_loading_info=True,
@@ -158,6 +157,18 @@ class Encoder(nn.Module):
                 "Copy the whole folder."
             )
         return cls(model, _max_length(model, subwords))
+
+    def copied(self, dropout: float | None = None) -> Encoder:
+        """Another encoder with the same weights; dropout as in `load`, None = as it is here."""
+        from transformers import AutoModel
+
+        config = copy.deepcopy(self.config)
+        _set_dropout(config, dropout)
+        model = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+        if getattr(model, "pooler", None) is not None:
+            model.pooler = None
+        model.load_state_dict(self.model.state_dict())
+        return Encoder(model, self.max_length)
 
     @property
     def config(self) -> Any:
@@ -216,6 +227,12 @@ class Encoder(nn.Module):
         """Write config and weights into `folder` as transformers does."""
         with quiet():
             self.model.save_pretrained(str(folder))  # type: ignore[operator]
+
+
+def _set_dropout(config: Any, rate: float | None) -> None:
+    for name in _DROPOUTS if rate is not None else ():
+        if hasattr(config, name):
+            setattr(config, name, rate)
 
 
 def _max_length(model: Any, subwords: Subwords) -> int | None:
