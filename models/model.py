@@ -83,11 +83,13 @@ class AttackPoint:
         module: its output is an embedding, (batch, seq, dimension).
         samples: (batch, seq) int64: for each output position the sample it belongs to, -1 = padding (never moved).
         table: the weight that `module` looks up, (rows, dimension), for attacks on the table; None where it has none.
+        num_samples: samples of the batch, where they are not the rows of the output (a long text is several rows); None = its rows.
     """
 
     module: nn.Module
     samples: Tensor
     table: nn.Parameter | None = None
+    num_samples: int | None = None
 
 
 def is_table(module: nn.Module) -> bool:

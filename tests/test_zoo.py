@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("deterministic", "encoders")
 # Windows of 16 characters, so that the longer sentences of `tiny` need two or three.
 SETTINGS: dict[str, dict[str, Any]] = {
     "bilstm_crf": {"dimension": 8, "hidden": 12, "num_layers": 2, "unknown_rate": 0.1},
-    "encoder_crf": {"encoder": "tiny-bert", "window": 16, "lstm_hidden": 8},
+    "encoder_crf": {"encoder": "tiny-bert", "window": 16, "lstm_hidden": 16},
     "encoder_softmax": {"encoder": "tiny-albert", "window": 16},
 }
 NO_RANDOMNESS: dict[str, dict[str, Any]] = {
@@ -340,6 +340,26 @@ def exclude_each_other(first: str, second: str) -> bool:
     return second in trick_class(first).excludes or first in trick_class(second).excludes
 
 
+# Flooding levels that the loss of three epochs comes down to, where it is another than the one of TRICKS.
+FLOODS = {"encoder_softmax": 20.0}
+
+# Every trick and every pair of them is walked on one model a task; on the others what changes a pass most.
+ALL_TRICKS = {"bilstm_crf"}
+SOME_TRICKS: list[dict[str, dict[str, Any]]] = [
+    {}, {"fgm": TRICKS["fgm"][0]}, {"pgd": TRICKS["pgd"][1]}, {"free_lb": TRICKS["free_lb"][0], "ema": TRICKS["ema"][0]},
+    {"r_drop": TRICKS["r_drop"][0]}, {"gradient_penalty": TRICKS["gradient_penalty"][0]},
+]  # fmt: skip
+
+
+def walked() -> list[Any]:
+    """Each model with the tricks it is walked with."""
+    return [
+        pytest.param(name, tricks, id=f"{name}-{identifier(tricks)}")
+        for name in model_names()
+        for tricks in (combinations() if name in ALL_TRICKS else SOME_TRICKS)
+    ]
+
+
 def combinations() -> list[dict[str, dict[str, Any]]]:
     """No trick, each trick in each of its settings, and every pair that goes together in the last of them."""
     singles = [{name: settings} for name, each in TRICKS.items() for settings in each]
@@ -400,8 +420,7 @@ def train(
     return tensors_sha256(model.state_dict())
 
 
-@every_model
-@pytest.mark.parametrize("tricks", combinations(), ids=identifier)
+@pytest.mark.parametrize(("name", "tricks"), walked())
 def test_same_seed_same_run_and_a_killed_run_ends_in_the_same_bits(
     name: str, tricks: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -420,11 +439,14 @@ def test_same_seed_same_run_and_a_killed_run_ends_in_the_same_bits(
 def test_seeds_and_tricks_matter(name: str, tmp_path: Path) -> None:
     plain = train(name, tmp_path / "plain", {})
     others = [train(name, tmp_path / "seed", {}, seed=2)]
-    others += [train(name, tmp_path / trick, {trick: settings[0]}) for trick, settings in TRICKS.items()]
+    for trick, (settings, *_) in TRICKS.items():
+        if trick == "flooding" and name in FLOODS:
+            settings = {"level": FLOODS[name]}
+        others.append(train(name, tmp_path / trick, {trick: settings}))
     assert len({plain, *others}) == len(others) + 1
 
 
-@every_model
+@pytest.mark.parametrize("name", sorted(ALL_TRICKS))
 def test_the_order_of_tricks_in_a_recipe_means_nothing(name: str, tmp_path: Path) -> None:
     pairs = [tricks for tricks in combinations() if len(tricks) == 2][:2]
     for number, tricks in enumerate(pairs):

@@ -156,6 +156,7 @@ class Encoder(nn.Module):
                 f"{folder}: the encoder must have a row for each of its tokenizer's {len(subwords):,} pieces, but has {rows:,}. "
                 "Copy the whole folder."
             )
+        model.train()  # as every new module is; transformers gives it in evaluation mode
         return cls(model, _max_length(model, subwords))
 
     def copied(self, dropout: float | None = None) -> Encoder:
@@ -329,8 +330,8 @@ class EncoderModel(Model):
         self.encoder.frozen = epoch < self.config.freeze_epochs
 
     def attack_points(self, batch: Any) -> Mapping[str, AttackPoint]:
-        table = self.encoder.table
-        return {"pieces": AttackPoint(table, batch.windows.samples, table.weight)}  # type: ignore[arg-type]
+        table, windows = self.encoder.table, batch.windows
+        return {"pieces": AttackPoint(table, windows.samples, table.weight, len(windows.places))}  # type: ignore[arg-type]
 
     def depth(self, parameter: str) -> int:
         """Those of the encoder, and one more for everything on top of it."""

@@ -82,7 +82,8 @@ class IndependentTags(nn.Module):
         """See `CRF.marginal_divergence`."""
         logs = self._log_probabilities(emissions, temperature)
         targets = targets.to(logs.dtype)
-        return ((torch.special.xlogy(targets, targets) - targets * logs).sum(2) * mask).sum(1)
+        divergences: Tensor = (torch.special.xlogy(targets, targets) - targets * logs).sum(2)
+        return (divergences * mask).sum(1)
 
     @torch.no_grad()
     def sample(self, emissions: Tensor, mask: Tensor, uniforms: NDArray[np.float64]) -> Tensor:
