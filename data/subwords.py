@@ -156,7 +156,7 @@ class Subwords:
         max_length: pieces that the tokenizer's folder says the model reads; None = it says nothing.
 
     Raises:
-        DataError: the tokenizer lacks one of the three.
+        DataError: the tokenizer lacks one of the three, or has no vocabulary.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -169,6 +169,11 @@ class Subwords:
         self.mask: int | None = tokenizer.mask_token_id
         self.max_length: int | None = tokenizer.model_max_length if tokenizer.model_max_length < 1_000_000 else None
         self._reserved = set(tokenizer.all_special_ids)
+        if self._reserved.issuperset(self._vocabulary.values()):  # what transformers makes of a folder without a vocabulary
+            raise DataError(
+                f"{tokenizer.name_or_path}: the tokenizer must know pieces (vocab.txt or tokenizer.json), but knows none. "
+                "Copy the whole folder."
+            )
         self._numbers: dict[str, int] = {}
 
     def _special(self, name: str) -> int:

@@ -156,6 +156,8 @@ class Encoder(nn.Module):
                 f"{folder}: the encoder must have a row for each of its tokenizer's {len(subwords):,} pieces, but has {rows:,}. "
                 "Copy the whole folder."
             )
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = tensor.data.clone()  # not a view of the file, which may be written anew
         model.train()  # as every new module is; transformers gives it in evaluation mode
         return cls(model, _max_length(model, subwords))
 
