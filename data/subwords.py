@@ -56,7 +56,7 @@ def find_encoder(name_or_path: str) -> Path:
     unset = "" if root else "; HANZOO_ENCODERS is not set"
     fetched = _from_hub(name_or_path)
     if isinstance(fetched, Path):
-        return _with_safetensors(fetched)
+        return _with_safetensors(fetched, name_or_path)
     raise DataError(
         f"{name_or_path}: an encoder must be a Hugging Face folder ({CONFIG_FILE}, {SINGLE_WEIGHTS}, a tokenizer), but there is "
         f"none (looked for: {looked}{unset}; {fetched}). Set HANZOO_ENCODERS to the folder that holds it, or give its path."
@@ -82,17 +82,20 @@ def _from_hub(name: str) -> Path | str:
     return folder if (folder / CONFIG_FILE).is_file() else f"the hub's {name} has no {CONFIG_FILE}"
 
 
-def _with_safetensors(folder: Path) -> Path:
+def _with_safetensors(folder: Path, hub_name: str | None = None) -> Path:
     if (folder / SINGLE_WEIGHTS).is_file() or (folder / SPLIT_WEIGHTS).is_file():
         return folder
-    if not (folder / "pytorch_model.bin").is_file():
+    if hub_name is None and not (folder / "pytorch_model.bin").is_file():
         raise DataError(
             f"{folder}: an encoder must hold {SINGLE_WEIGHTS}, but holds no weights. Copy the whole folder."
         )
+    # from the hub only safetensors were asked for, so that what else is there is not known
+    source, target = (folder, folder) if hub_name is None else (hub_name, hub_name.rpartition("/")[2])
     raise DataError(
-        f"{folder}: the weights of an encoder must be safetensors, but are pytorch_model.bin, a pickle, which could run code and "
-        'is never loaded. If you trust it, convert it once: python -c "from transformers import AutoModel; '
-        f"AutoModel.from_pretrained('{folder}').save_pretrained('{folder}')\""
+        f"{source}: the weights of an encoder must be safetensors, but are pytorch_model.bin or the like, a pickle, which could "
+        "run code and is never loaded. If you trust it, convert it once and give the new folder: "
+        'python -c "from transformers import AutoModel as M, AutoTokenizer as T; '
+        f"s, t = '{source}', '{target}'; M.from_pretrained(s).save_pretrained(t); T.from_pretrained(s).save_pretrained(t)\""
     )
 
 
@@ -169,7 +172,9 @@ class Subwords:
         self.mask: int | None = tokenizer.mask_token_id
         self.max_length: int | None = tokenizer.model_max_length if tokenizer.model_max_length < 1_000_000 else None
         self._reserved = set(tokenizer.all_special_ids)
-        if self._reserved.issuperset(self._vocabulary.values()):  # what transformers makes of a folder without a vocabulary
+        if self._reserved.issuperset(
+            self._vocabulary.values()
+        ):  # what transformers makes of a folder without a vocabulary
             raise DataError(
                 f"{tokenizer.name_or_path}: the tokenizer must know pieces (vocab.txt or tokenizer.json), but knows none. "
                 "Copy the whole folder."

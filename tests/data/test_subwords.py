@@ -138,6 +138,10 @@ def test_a_pickle_is_refused_with_the_line_that_converts_it(tmp_path: Path) -> N
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(DataError, match=r"(?=.*pickle)(?=.*python -c .*AutoModel.*save_pretrained)"):
         find_encoder(str(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(folder))
+        with pytest.raises(DataError, match=r"'org/old', 'old'; M.from_pretrained"):
+            find_encoder("org/old")
     (folder / "pytorch_model.bin").unlink()
     with pytest.raises(DataError, match=r"holds no weights"):
         find_encoder(str(folder))
