@@ -83,11 +83,13 @@ class AttackPoint:
         module: its output is an embedding, (batch, seq, dimension).
         samples: (batch, seq) int64: for each output position the sample it belongs to, -1 = padding (never moved).
         table: the weight that `module` looks up, (rows, dimension), for attacks on the table; None where it has none.
+        num_samples: samples of the batch, where they are not the rows of the output (a long text is several rows); None = its rows.
     """
 
     module: nn.Module
     samples: Tensor
     table: nn.Parameter | None = None
+    num_samples: int | None = None
 
 
 def is_table(module: nn.Module) -> bool:
@@ -120,6 +122,7 @@ class Model(nn.Module, ABC):
     config: Settings
     inputs: Mapping[str, str] = {}  # files beside the data that it was built from: name -> sha256
     notes: tuple[str, ...] = ()  # what a person should be told of them
+    kept_apart: ClassVar[tuple[str, ...]] = ()  # prefixes of weights that `save_files` writes, `from_description` reads
     fresh: Mapping[
         str, Tensor
     ] = {}  # after `continue_from`: bool a parameter, True = drawn anew; not there = none of it
@@ -242,6 +245,13 @@ class Model(nn.Module, ABC):
             "does not. Remove the trick."
         )
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Called before the first step of an epoch, and where a run goes on within one: for what changes with it (freezing).
+
+        Args:
+            epoch: counted from 0.
+        """
+
     def after_step(self) -> None:
         """Called once after each optimizer step, for queues and momentum encoders."""
 
@@ -276,9 +286,13 @@ class Model(nn.Module, ABC):
     def save_files(self, folder: Path) -> None:
         """Write what else inference needs (vocabularies, a lexicon) into `folder`."""
 
+    def own_weights(self) -> dict[str, Tensor]:
+        """The weights that hanzoo.safetensors holds: all but those that are kept apart."""
+        return {name: weight for name, weight in self.state_dict().items() if not name.startswith(self.kept_apart)}
+
     def save(self, folder: Path) -> None:
         """Write everything inference needs into `folder`, which exists: safetensors, JSON and text."""
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.own_weights().items()}
         save_file(weights, folder / WEIGHTS_FILE)
         self.save_files(folder)
         content = {
@@ -315,7 +329,7 @@ class Model(nn.Module, ABC):
     def load_weights(self, path: Path) -> None:
         """Read this model's weights from a safetensors file, strictly."""
         weights = read_tensors(path)
-        expected = self.state_dict()
+        expected = self.own_weights()
         wrong = sorted(set(expected) ^ set(weights)) or sorted(
             name for name, tensor in expected.items() if tensor.shape != weights[name].shape
         )
@@ -324,7 +338,7 @@ class Model(nn.Module, ABC):
                 f"{path}: the tensors must be those of {type(self).__name__}, but differ in {', '.join(wrong[:5])}"
                 f"{' ...' if len(wrong) > 5 else ''}. The files of this folder do not belong together; train again."
             )
-        self.load_state_dict(weights)
+        self.load_state_dict(weights, strict=False)  # the names were compared; what is kept apart has been read
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

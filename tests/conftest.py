@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+from tests import tiny
+
+
+@pytest.fixture(scope="session")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """HANZOO_ENCODERS with two small encoders, tiny-bert and tiny-albert."""
+    folder = tmp_path_factory.mktemp("encoders")
+    tiny.write_encoder(folder / "tiny-bert")
+    tiny.write_encoder(folder / "tiny-albert", "albert")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HANZOO_ENCODERS", str(folder))
+        yield folder
 
 
 @pytest.fixture

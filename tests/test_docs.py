@@ -20,6 +20,7 @@ from hanzoo.data.catalogue import DATA_SETS
 from hanzoo.data.readers import FORMATS, read_documents, sniff_format
 from hanzoo.errors import HanzooError
 from hanzoo.evaluation.scorers import SCORERS
+from hanzoo.models.layers.encoder import EncoderModel
 from hanzoo.models.model import Tagger
 from hanzoo.recipe import check_recipe, load_recipe
 from hanzoo.recipes.figures import BEGIN, END
@@ -333,7 +334,7 @@ def test_the_calls_of_the_prose_exist() -> None:
     prose = " ".join(code for name in DOCUMENTS for code in inline_code(page(name)))
     methods = set(re.findall(r"\btagger\.(\w+)", prose))
     assert "predict_stream" in methods
-    assert all(hasattr(Tagger, method) for method in methods)
+    assert all(hasattr(Tagger, method) or hasattr(EncoderModel, method) for method in methods)
     names = set(re.findall(r"(?<![\w/])hanzoo\.([a-z]+)(?!\w*\.)", prose))
     assert names & set(hanzoo.__all__)
     assert all(name in hanzoo.__all__ or importlib.util.find_spec(f"hanzoo.{name}") for name in names)

@@ -96,6 +96,13 @@ def test_the_commands_do_without_what_only_some_inputs_and_scorers_need() -> Non
     assert "torch" in brought
 
 
+def test_only_a_model_with_an_encoder_brings_transformers() -> None:
+    make = "from hanzoo.models.model import model_class; model_class('{}').Config({}); import hanzoo.build"
+    assert "transformers" not in modules_after(make.format("bilstm_crf", ""))
+    assert "transformers" not in modules_after(make.format("encoder_crf", "encoder='any'"))
+    assert "transformers" in modules_after("from hanzoo.data.subwords import quiet; quiet().__enter__()")
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     import hanzoo
 

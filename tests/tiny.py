@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from hanzoo.data.catalogue import TaggingData
 from hanzoo.data.document import Document, Span
 from hanzoo.data.randomness import reseed
+from hanzoo.data.subwords import quiet
 from hanzoo.models.model import AttackPoint, Draw, Model, Settings, model_class
 from hanzoo.training.distillation import Distillation, DistillationSettings, describe_targets, ensure_targets
 from hanzoo.training.trainer import Trainer, TrainSettings
@@ -68,6 +70,34 @@ def build(name: str, settings: Mapping[str, Any], seed: int = 1, of: TaggingData
     cls = model_class(name)
     reseed(seed, "weights")
     return cls.build(cls.Config(**settings), data() if of is None else of)
+
+
+def write_encoder(folder: Path, kind: Literal["bert", "albert"] = "bert", **settings: Any) -> Path:
+    """A small encoder with random weights as a Hugging Face folder: float16, as many that are published; with a pooler.
+
+    Args:
+        folder: is made.
+        kind: BERT has layers of their own weights, ALBERT one layer several times.
+        settings: of the config.
+    """
+    from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel
+
+    folder.mkdir(parents=True)
+    marks = ["[PAD]", "[unused1]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    characters = sorted({character for document in DOCUMENTS for character in document.text} | set("abomt12，（Ｔ１#"))
+    (folder / "vocab.txt").write_text("\n".join([*marks, *characters, "##a"]) + "\n", encoding="utf-8")
+    about = {"tokenizer_class": "BertTokenizer", "do_lower_case": False, "model_max_length": 512, "unk_token": "[UNK]",
+             "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]"}  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(about), encoding="utf-8")
+    shape = {
+        "vocab_size": len(marks) + len(characters) + 1, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 24, "max_position_embeddings": 130,
+    } | settings  # fmt: skip
+    reseed(7, "weights")
+    made = BertModel(BertConfig(**shape)) if kind == "bert" else AlbertModel(AlbertConfig(embedding_size=8, **shape))
+    with quiet():
+        made.half().save_pretrained(folder)
+    return folder
 
 
 def nothing_to_evaluate(model: Model) -> dict[str, float]:

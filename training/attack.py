@@ -71,6 +71,10 @@ def _at_least_float32(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
+def _num_samples(point: AttackPoint) -> int:
+    return len(point.samples) if point.num_samples is None else point.num_samples
+
+
 class Perturbation:
     """Adds a perturbation to the outputs of a batch's attack points while it is entered.
 
@@ -100,7 +104,7 @@ class Perturbation:
         self._start = start
         self._draw = draw
         self._embedded: dict[str, Tensor] = {}  # squares of each sample's clean embedding
-        self._num_samples = max((len(point.samples) for point in points.values()), default=0)
+        self._num_samples = max((_num_samples(point) for point in points.values()), default=0)
         self._hooks: list[Any] = []
 
     def __enter__(self) -> Perturbation:

@@ -290,6 +290,7 @@ class Trainer:
                 if self._use_optimizer_of(epoch):
                     new = self.optimizer_settings
                     self.reporter.say(f"epoch {epoch + 1}: {new.name} from here on, rate {new.learning_rate:g}")
+                self.model.begin_epoch(epoch)
                 for window in self.plan(epoch)[self.progress.step - self.epoch_starts[epoch] :]:
                     self._step(epoch, window)
                     self.progress.seconds = time.monotonic() - started

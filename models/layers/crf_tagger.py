@@ -1,7 +1,8 @@
-"""What every tagger with a CRF on top shares: from hidden states to losses and spans, and the fields of its head.
+"""What every tagger with one tag a character shares: from hidden states to losses and spans, and the fields of its head.
 
-A model is a subclass that embeds and encodes: it makes `emission` and `crf` by `make_head`, ends its `forward` with `emissions`,
-and its batch has `tags` and `mask`. Label smoothing, class weights and multi-sample dropout are then there.
+A model is a subclass that embeds and encodes: it makes its head by `make_head`, ends its `forward` with `emissions`, and its batch
+has `tags` and `mask`. Label smoothing, class weights and multi-sample dropout are then there. What a head is, is a distribution
+over tag sequences: here a CRF (`CRFTagger`), in `softmax_tagger.py` one tag independent of the other.
 
 Sources: label smoothing, Szegedy et al. 2016, section 7 (for sequences: `CRF.label_smoothing`); multi-sample dropout, Inoue 2019:
 the mean of the losses under several masks of one encoder output, not the loss of mean scores.
@@ -12,25 +13,27 @@ recursions of the CRF as there are masks, the encoder runs once. Class weights n
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
 from hanzoo.data.document import Document, Span
 from hanzoo.data.schemes import TagSet, flatten, split_tag
-from hanzoo.models.layers.crf import CRF
+from hanzoo.models.layers.crf import CRF, SpanQuery
 from hanzoo.models.layers.lstm import variational_dropout
 from hanzoo.models.model import Settings, Tagger, TargetForm
 
 
 class CRFHeadConfig(Settings):
-    """Fields of the recipe's `model` section that every CRF tagger has.
+    """Fields of the recipe's `model` section that every tagger with one tag a character has.
 
     Attributes:
         tag_scheme: of the output layer; the data's own scheme does not matter.
@@ -88,33 +91,65 @@ def class_weights(documents: Iterable[Document], labels: Sequence[str], tau: flo
     return torch.tensor(weights, dtype=torch.float32)
 
 
-class CRFTagger(Tagger):
-    """Hidden states, dropout, a linear layer, a CRF: what the one part of the loss, "crf", and the spans come from.
+class TagSequences(Protocol):
+    """A distribution over the tag sequences of a text, given emissions: what `CRF` says of each of these."""
+
+    def restrict(self, allowed: Any) -> None: ...
+
+    def log_likelihood(self, emissions: Tensor, tags: Tensor, mask: Tensor) -> Tensor: ...
+
+    def label_smoothing(self, emissions: Tensor, tags: Tensor, mask: Tensor, epsilon: float) -> Tensor: ...
+
+    def divergence(self, first: Tensor, second: Tensor, mask: Tensor) -> Tensor: ...
+
+    def marginals(self, emissions: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor: ...
+
+    def marginal_divergence(
+        self, emissions: Tensor, targets: Tensor, mask: Tensor, temperature: float = 1.0
+    ) -> Tensor: ...
+
+    def sample(self, emissions: Tensor, mask: Tensor, uniforms: NDArray[np.float64]) -> Tensor: ...
+
+    def viterbi_decode(self, emissions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def span_log_posteriors(
+        self, emissions: Tensor, mask: Tensor, spans: Sequence[Sequence[SpanQuery]], temperature: float = 1.0
+    ) -> list[list[float]]: ...
+
+
+class TagSequenceTagger(Tagger):
+    """Hidden states, dropout, a linear layer, a distribution over tag sequences: where the one part of the loss and the spans come
+    from.
 
     Attributes:
+        part: the name of the part of the loss, and of the module that is the distribution.
         tag_set: labels and scheme.
         emission: from hidden states to a score a tag.
-        crf: over the emissions, with the scheme's constraints.
     """
+
+    part: ClassVar[str]
 
     config: CRFHeadConfig
     tag_set: TagSet
     emission: nn.Linear
-    crf: CRF
     _tag_labels: Tensor
     _label_weights: Tensor
 
+    @staticmethod
+    @abstractmethod
+    def tag_sequences_of(tag_set: TagSet) -> nn.Module:
+        """The distribution over the tag sequences of this set."""
+
+    @property
+    def distribution(self) -> TagSequences:
+        """The module `part`."""
+        return cast("TagSequences", getattr(self, self.part))
+
     def make_head(self, width: int, tag_set: TagSet) -> None:
-        """Make `emission` and `crf` for hidden states of this width; called where the module's order of draws wants it."""
+        """Make `emission` and what is on it for hidden states of this width; called where the module's order of draws wants it."""
         self.tag_set = tag_set
         self.emission = nn.Linear(width, len(tag_set.tags))
-        self.crf = CRF(
-            len(tag_set.tags),
-            batch_first=True,
-            legal_transitions=tag_set.legal_transitions,
-            legal_start=tag_set.legal_start,
-            legal_end=tag_set.legal_end,
-        )
+        self.add_module(self.part, self.tag_sequences_of(tag_set))
         # not persistent: inference needs neither, and training makes the weights anew from train
         tag_labels = torch.tensor([0, *(1 + tag_set.labels.index(split_tag(tag)[1]) for tag in tag_set.tags[1:])])
         self.register_buffer("_tag_labels", tag_labels, persistent=False)
@@ -128,15 +163,15 @@ class CRFTagger(Tagger):
             )
 
     @torch.no_grad()
-    def copy_head(self, previous: CRFTagger) -> dict[str, Tensor]:
-        """Take over the emissions and CRF scores of the tags that `previous` has; the scheme must be the same.
+    def copy_head(self, previous: TagSequenceTagger) -> dict[str, Tensor]:
+        """Take over the emissions and scores of the tags that `previous` has; the scheme must be the same.
 
         Returns:
             For `Model.fresh`: by parameter name where there were none, bool of the parameter's shape.
         """
         places = torch.tensor([self.tag_set.tags.index(tag) for tag in previous.tag_set.tags])
         fresh = {}
-        for module, name in ((self.emission, "emission"), (self.crf, "crf")):
+        for module, name in ((self.emission, "emission"), (self.get_submodule(self.part), self.part)):
             given = previous.get_submodule(name).state_dict()
             for field, parameter in module.named_parameters():
                 is_matrix = field == "transitions"  # from and to are both tags
@@ -153,7 +188,7 @@ class CRFTagger(Tagger):
         return self.tag_set.labels
 
     def _restrict(self, labels: Sequence[str]) -> None:
-        self.crf.restrict(self.tag_set.tags_of(labels))
+        self.distribution.restrict(self.tag_set.tags_of(labels))
 
     def emissions(self, hidden: Tensor, dropout: float) -> Tensor:
         """Scores of the tags.
@@ -175,12 +210,12 @@ class CRFTagger(Tagger):
     # Losses.
 
     def losses(self, output: Tensor, batch: CRFBatch) -> Mapping[str, Tensor]:
-        return {"crf": self._mean_over_masks(self._negative_log_likelihood, output, batch)}
+        return {self.part: self._mean_over_masks(self._negative_log_likelihood, output, batch)}
 
     def smoothing(self, output: Tensor, batch: CRFBatch) -> Mapping[str, Tensor]:
         if not self.config.label_smoothing:
             return {}
-        return {"crf": self._mean_over_masks(self._smoothing, output, batch)}
+        return {self.part: self._mean_over_masks(self._smoothing, output, batch)}
 
     def unit_weights(self, batch: CRFBatch) -> Mapping[str, Tensor] | None:
         if not self.config.class_weights:
@@ -192,13 +227,13 @@ class CRFTagger(Tagger):
             weights = (present * self._label_weights).sum(1) / present.sum(1).clamp_min(1.0)
         else:
             weights = (present * self._label_weights).amax(1)
-        return {"crf": torch.where(present.any(1), weights, 1.0)}
+        return {self.part: torch.where(present.any(1), weights, 1.0)}
 
     def _negative_log_likelihood(self, emissions: Tensor, tags: Tensor, mask: Tensor) -> Tensor:
-        return -self.crf.log_likelihood(emissions, tags, mask)
+        return -self.distribution.log_likelihood(emissions, tags, mask)
 
     def _smoothing(self, emissions: Tensor, tags: Tensor, mask: Tensor) -> Tensor:
-        return self.crf.label_smoothing(emissions, tags, mask, self.config.label_smoothing)
+        return self.distribution.label_smoothing(emissions, tags, mask, self.config.label_smoothing)
 
     @staticmethod
     def _mean_over_masks(loss: Callable[[Tensor, Tensor, Tensor], Tensor], output: Tensor, batch: CRFBatch) -> Tensor:
@@ -210,10 +245,10 @@ class CRFTagger(Tagger):
         return values.view(masks, -1).mean(0)
 
     def sample_targets(self, output: Tensor, batch: AnyBatch, draw: np.random.Generator) -> AnyBatch:
-        return replace(batch, tags=self.crf.sample(output, batch.mask, draw.random(tuple(batch.mask.shape))))
+        return replace(batch, tags=self.distribution.sample(output, batch.mask, draw.random(tuple(batch.mask.shape))))
 
     def divergence(self, first: Tensor, second: Tensor, batch: CRFBatch) -> Mapping[str, Tensor]:
-        return {"crf": self.crf.divergence(first, second, batch.mask)}
+        return {self.part: self.distribution.divergence(first, second, batch.mask)}
 
     # Distillation.
 
@@ -221,8 +256,8 @@ class CRFTagger(Tagger):
         return TargetForm("token marginals", tuple(self.tag_set.tags))
 
     def soft_targets(self, output: Tensor, batch: CRFBatch, temperature: float) -> list[Tensor]:
-        """Marginals of the CRF with all scores divided by `temperature`."""
-        marginals = self.crf.marginals(output, batch.mask, temperature)
+        """Marginals with all scores divided by `temperature`."""
+        marginals = self.distribution.marginals(output, batch.mask, temperature)
         return [row[:length] for row, length in zip(marginals, batch.mask.sum(dim=1).tolist(), strict=True)]
 
     def soft_losses(
@@ -231,8 +266,8 @@ class CRFTagger(Tagger):
         """As the contract says; with several dropout masks of the mean of their emissions, in one recursion."""
         emissions = output if output.dim() == 3 else output.mean(0)
         padded = nn.utils.rnn.pad_sequence(list(targets), batch_first=True)
-        divergence = self.crf.marginal_divergence(emissions, padded, batch.mask, temperature)
-        return {"crf": temperature**2 * divergence}
+        divergence = self.distribution.marginal_divergence(emissions, padded, batch.mask, temperature)
+        return {self.part: temperature**2 * divergence}
 
     # Spans.
 
@@ -240,14 +275,36 @@ class CRFTagger(Tagger):
         return [self.tag_set.decode(path) for path in self.tag_sequences(output, batch)]
 
     def tag_sequences(self, output: Tensor, batch: CRFBatch) -> list[np.ndarray]:
-        paths, _ = self.crf.viterbi_decode(output, batch.mask)
+        paths, _ = self.distribution.viterbi_decode(output, batch.mask)
         lengths = batch.mask.sum(dim=1).tolist()
         return [path[:length] for path, length in zip(paths.cpu().numpy(), lengths, strict=True)]
 
     def confidences(
         self, output: Tensor, batch: CRFBatch, spans: Sequence[Sequence[Span]], temperature: float
     ) -> list[list[float]]:
-        """Posterior of exactly this span and type under the CRF with all scores divided by `temperature`."""
+        """Posterior of exactly this span and type with all scores divided by `temperature`."""
         wanted = [[(span.start, span.end, *self.tag_set.span_tags(span)) for span in row] for row in spans]
-        logarithms = self.crf.span_log_posteriors(output, batch.mask, wanted, temperature)
+        logarithms = self.distribution.span_log_posteriors(output, batch.mask, wanted, temperature)
         return [[float(np.exp(min(value, 0.0))) for value in row] for row in logarithms]
+
+
+class CRFTagger(TagSequenceTagger):
+    """With a CRF, which holds the scheme's constraints.
+
+    Attributes:
+        crf: over the emissions.
+    """
+
+    part: ClassVar[str] = "crf"
+
+    crf: CRF
+
+    @staticmethod
+    def tag_sequences_of(tag_set: TagSet) -> CRF:
+        return CRF(
+            len(tag_set.tags),
+            batch_first=True,
+            legal_transitions=tag_set.legal_transitions,
+            legal_start=tag_set.legal_start,
+            legal_end=tag_set.legal_end,
+        )

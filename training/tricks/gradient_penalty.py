@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hanzoo.models.model import Model, Settings
 from hanzoo.training.attack import Perturbation
@@ -53,7 +54,8 @@ class GradientPenalty(Trick):
         def penalised(batch: Any) -> Loss:
             # zeros that are added to the embeddings: there is a gradient also where the table is frozen
             inputs = Perturbation(model.attack_points(batch))
-            with inputs, torch.backends.cudnn.flags(enabled=False):
+            # neither cuDNN's LSTM nor the fused kernels of attention have second derivatives
+            with inputs, torch.backends.cudnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
                 found = loss(batch)
             values = dict(found.weighted())
             for part, hard in found.gold().items():
