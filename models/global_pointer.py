@@ -10,8 +10,8 @@ and w_a tells their label. (The other variant has q and k a label: with ten labe
 class.) The loss is the paper's multi-label categorical cross-entropy; rotary positions: Su et al. 2021, equation 34.
 Differs: the product is divided by sqrt(d), as in the released code; w_a has a constant; dropout before q and k. The loss of a text
 is the sum over its labels; the mean that the released code takes only scales it. Long texts are read in windows: a span belongs
-to the window that its middle character, (start + end) // 2, belongs to, in training as in decoding, and a text's loss has one sum over
-the spans of all its windows. A span that lies in no window whole cannot be found; it stays gold, and is missed.
+to the window that its middle character, (start + end) // 2, belongs to, in training as in decoding, and a text's loss has one
+sum over the spans of all its windows. A span that lies in no window whole cannot be found; it stays gold, and is missed.
 Confidence: sigmoid(s / temperature). The loss sets gold above 0 and all else below, and asks for no probabilities: before
 calibration they are an order, no more.
 Cost: labels x characters^2 scores a window, in training kept for the backward pass; at inference a few rows at a time.
