@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))  # a checkout that is not installed works too
 
 import torch  # noqa: E402
 
-from hanzoo.build import describe_machine, load_tagger, read_json, read_recipe  # noqa: E402
+from hanzoo.build import describe_machine, load_tagger, read_json  # noqa: E402
 from hanzoo.data.catalogue import TaggingData, load_tagging_data  # noqa: E402
 from hanzoo.data.document import Document, Span  # noqa: E402
 from hanzoo.errors import RunError  # noqa: E402
@@ -55,7 +55,7 @@ def joined(documents: Sequence[Document], characters: int) -> Document:
         spans += [Span(start + len(text), end + len(text), label) for start, end, label in document.spans]
         text += document.text
         if len(text) >= characters:
-            return Document(text, tuple(spans), f"{documents[0].source} and {number - 1} more")
+            return Document(text, tuple(spans), f"the first {number} sentences of test")
     raise RunError(
         f"--characters: must be at most {len(text):,}, the characters of MSRA's test, but is {characters:,}."
     )
@@ -123,7 +123,7 @@ def main() -> None:
         "benchmark": "windows",
         "sentences": {split: len(documents) for split, documents in of_split.items()},
         "longest": max(len(each.text) for documents in of_split.values() for each in documents),
-        "text": {"characters": len(text.text), "entities": len(text.spans), "sentences": text.source},
+        "text": {"characters": len(text.text), "entities": len(text.spans), "made_of": text.source},
         "runs": {},
     }
     print(f"{'run':32}{'texts':>22}{'window':>8}{'entities':>10}{'F1':>8}{'seconds':>9}   agreement")
@@ -132,7 +132,7 @@ def main() -> None:
         found = measure(model, sets, windows, set(data.labels))
         results = read_json(run / "results.json") if (run / "results.json").is_file() else {}
         line["runs"][run.name] = {
-            "recipe": read_recipe(run).name,
+            "recipe": results.get("recipe"),
             "data": results.get("data", {}).get("name"),
             "window": model.config.model_dump()["window"],
             "overlap": model.config.model_dump().get("overlap"),

@@ -186,9 +186,6 @@ class SpanHead(nn.Module):
         super().__init__()
         self.pair = nn.Linear(width, 2 * dimension)  # q, then k
         self.label = nn.Linear(2 * dimension, 2 * num_labels)  # a label: what its first, what its last character adds
-        for layer in (self.pair, self.label):
-            nn.init.normal_(layer.weight, std=0.02)  # as BERT's own layers
-            nn.init.zeros_(layer.bias)
 
     def forward(self, hidden: Tensor) -> SpanScores:
         """Scores for hidden states (rows, seq, width)."""
