@@ -32,6 +32,7 @@ from hanzoo.data.windows import Layout, lay_out
 from hanzoo.errors import DataError, RecipeError, RunError
 from hanzoo.models.model import AttackPoint, Model, Settings
 
+SHORT_ROW = 256  # pieces a row up to which attention is computed from its parts in training
 PIECES_A_PASS = 16_384  # without gradients: padded pieces that the encoder reads at once
 ENCODER_FOLDER = "encoder"  # in a checkpoint: a Hugging Face folder like any other
 
@@ -111,6 +112,7 @@ class Encoder(nn.Module):
         self.max_length = max_length
         self.width = int(self.config.hidden_size)
         self.frozen = False
+        self._attention: str = self.config._attn_implementation
 
     @classmethod
     def load(cls, folder: Path, subwords: Subwords, dropout: float | None = None) -> Self:
@@ -171,6 +173,7 @@ class Encoder(nn.Module):
         if getattr(model, "pooler", None) is not None:
             model.pooler = None
         model.load_state_dict(self.model.state_dict())
+        model.set_attn_implementation(self._attention)
         return Encoder(model, self.max_length)
 
     @property
@@ -217,6 +220,11 @@ class Encoder(nn.Module):
 
     def _run(self, pieces: Tensor, mask: Tensor) -> Tensor:
         inputs = {"input_ids": pieces, "attention_mask": mask.long()}
+        # the fused kernel's backward pass on a CPU takes seven times as long as its parts where bfloat16 rows are short
+        short = pieces.device.type == "cpu" and torch.is_grad_enabled() and pieces.shape[1] <= SHORT_ROW
+        wanted = "eager" if short else self._attention
+        if self.config._attn_implementation != wanted:
+            self.model.set_attn_implementation(wanted)  # type: ignore[operator]
         if self.frozen and self.training:
             # as constants: they get no gradient, and no optimizer, gatherer or trick need know
             weights = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
