@@ -88,6 +88,15 @@ def test_the_share_of_unknown_characters(pieces: Subwords) -> None:
     assert pieces.unknown_share([]) == 0.0
 
 
+def test_a_character_that_is_a_special_piece_is_unknown(tmp_path: Path) -> None:
+    folder = tiny.write_encoder(tmp_path / "odd")
+    config = folder / "tokenizer_config.json"
+    config.write_text(config.read_text(encoding="utf-8").replace('"[MASK]"', '"#"'), encoding="utf-8")
+    odd = Subwords.load(folder)
+    assert names(odd, "#北") == ["[UNK]", "北"]
+    assert odd.mask == odd._vocabulary["#"]
+
+
 # Where a folder is looked for.
 
 
