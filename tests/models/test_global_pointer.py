@@ -238,7 +238,7 @@ def test_confidence_is_the_sigmoid_of_the_score() -> None:
                 number = [part.own_start <= (span.start + span.end) // 2 < part.own_end for part in parts].index(True)
                 first = parts[number].start
                 score = scores[base + number, model.labels.index(span.label), span.start - first, span.end - 1 - first]
-                assert value == pytest.approx(float(torch.sigmoid(score / temperature)), abs=1e-6)
+                assert value == pytest.approx(float(torch.sigmoid(score / temperature).detach()), abs=1e-6)
     with model.restricted(["name"]):
         (given,) = model.confidences(output, batch, [[Span(0, 3, "name"), Span(0, 3, "company")], []], 1.0)[:1]
         assert given[0] > 0.0
