@@ -13,7 +13,7 @@ the last one it runs to its end. Every start is a real process that runs `train`
 Equal must be, by SHA-256: the last weights, the optimizer's state, the tricks' state (EMA's average), the best weights so far; and
 metrics.jsonl and the final figures, but for speeds. Controls break resuming on purpose, and must come out as different.
 
-Finished cells are kept in DIR/cells.jsonl (default: runs/kill_matrix) and not run again, as long as commit, versions and settings
+Finished cells are kept in DIR/cells.jsonl (default: runs/kill_matrix) and not run again, as long as code, versions and settings
 are the same: a command that was stopped goes on. A line of JSON ends the output; --save also writes it, with all cells, to
 benchmarks/results/kill_matrix.json.
 """
@@ -80,6 +80,8 @@ RANKS = {
 NUM_PAIRS = 10
 TRIES = 3  # of a cell whose run could not be killed in time
 ALONE = 10.0  # seconds in which a rank must notice that the other one is gone
+CHARACTERS = "CHARACTERS"  # in a setting: so many that some micro-batches are smaller for it
+CHARACTERS_OF = {1: "200", 2: "30"}  # by the number of ranks, whose micro-batches are smaller anyway
 START = "START"  # in a setting: the directory of a run that has finished, on the same data
 
 # How a trick is set where its defaults would do nothing in a training this short, with whatever else it needs. A trick that is not
@@ -106,7 +108,7 @@ OTHERS: dict[str, tuple[str, ...]] = {
     "oversample": ("train.oversample=0.3",),
     "start from": (f"train.start_from={START}",),
     "distillation": (f"distillation.teacher={START}",),
-    "batch characters": ("train.batch_characters=200",),
+    "batch characters": (f"train.batch_characters={CHARACTERS}",),
 }
 
 
@@ -201,6 +203,7 @@ def pairs(names: Iterable[str], number: int = NUM_PAIRS) -> list[tuple[str, str]
 
 def make_cell(training: str, settings: Sequence[str], precision: str, ranks: int, control: str = "") -> Cell:
     """The cell of a training in a precision on a number of processes."""
+    settings = [setting.replace(CHARACTERS, CHARACTERS_OF[ranks]) for setting in settings]
     return Cell(training, precision, ranks, (*settings, f"train.precision={precision}", *RANKS[ranks]), control)
 
 
@@ -477,9 +480,20 @@ def fingerprints(run: Path) -> dict[str, Any]:
     }
 
 
+def code_sha256() -> str:
+    """Of all code that a training runs, and of what kills it."""
+    total = hashlib.sha256()
+    parts = [ROOT / part for part in ("data", "evaluation", "models", "training")]
+    files = [*(path for part in parts for path in part.rglob("*.py")), *(ROOT / "hanzoo").glob("*.py")]
+    for path in [*sorted(files), ROOT / "benchmarks" / "kill_matrix.py", ROOT / "benchmarks" / "fork_server.py"]:
+        content = path.read_bytes()
+        total.update(f"{path.relative_to(ROOT).as_posix()} {len(content)}\n".encode() + content)
+    return total.hexdigest()
+
+
 def identities(cells: Iterable[Cell], kills: int, seed: int) -> dict[Cell, str]:
     """For each cell what must be the same for it to be kept once it has finished."""
-    facts = {"recipe": RECIPE, "kills": kills, "seed": seed, "commit": commit(), **versions()}
+    facts = {"recipe": RECIPE, "kills": kills, "seed": seed, "code": code_sha256(), **versions()}
     return {cell: json.dumps([*cell, facts]) for cell in cells}
 
 

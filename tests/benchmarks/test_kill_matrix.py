@@ -100,7 +100,7 @@ def test_only_what_is_the_same_is_kept(
     other = SAMPLE[0]._replace(settings=(*SAMPLE[0].settings, "train.seed=2"))
     assert not set(identities([other], KILLS, 1).values()) & names
     assert not set(identities(SAMPLE, KILLS + 1, 1).values()) & names
-    monkeypatch.setattr(kill_matrix, "commit", lambda: "another")
+    monkeypatch.setattr(kill_matrix, "code_sha256", lambda: "another")
     assert not set(identities(SAMPLE, KILLS, 1).values()) & names
 
 
