@@ -92,7 +92,9 @@ def test_memory_of_a_long_text_does_not_grow_with_the_encoder(monkeypatch: pytes
 
 @pytest.mark.parametrize("name", ["encoder_crf", "encoder_softmax"])
 @pytest.mark.parametrize(
-    "tricks", [{"fgm": {"epsilon": 0.3}}, {"r_drop": {"alpha": 1.0}}, {"gradient_penalty": {}}], ids=str
+    "tricks",
+    [{"fgm": {"epsilon": 0.3}}, {"r_drop": {"alpha": 1.0}}, {"gradient_penalty": {}}, {"l2_sp": {}}, {"ewc": {}}],
+    ids=str,
 )
 def test_long_texts_are_trained_and_attacks_work_while_frozen(name: str, tricks: Any, tmp_path: Path) -> None:
     model = tiny.build(name, {"encoder": "tiny-bert", "window": 8, "overlap": 2, "freeze_epochs": 1,
