@@ -49,7 +49,7 @@ class EncoderConfig(Settings):
         overlap: characters that two windows share at least; no more than half a window is used.
         encoder_dropout: of the encoder's hidden states and attention, in place of what its folder says; None = as it says.
         freeze_epochs: epochs at the start in which the encoder's weights stay as they are. Attacks on the activations work as ever;
-            one on the table has nothing to move.
+            one on the table has nothing to move, and is refused.
     """
 
     encoder: str = Field(min_length=1)
