@@ -1019,15 +1019,14 @@ def official(documents: Sequence[Document], predicted: Sequence[Sequence[Span]])
 def calibrate(model: Tagger, documents: Sequence[Document]) -> dict[str, Any]:
     """Fit the model's temperature on every other document and state the calibration error on the rest.
 
-    Minimises the log loss of "this predicted entity is right" over the temperature that divides all scores of the CRF.
+    Minimises the log loss of "this predicted entity is right" over the temperature that divides all scores of the output layer.
     """
     halves = [documents[0::2], documents[1::2]]
-
-    features = [[model.featurize(document) for document in half] for half in halves]
+    # decoded once: the search asks some twenty times, and an encoder is what takes time
+    tagged_at = [model.tag_at([model.featurize(document) for document in half]) for half in halves]
 
     def judged(half: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
-        model.temperature = temperature
-        rows = model.tag(features[half], with_confidence=True)
+        rows = tagged_at[half](temperature)
         pairs = [
             (score, span in set(d.spans)) for d, row in zip(halves[half], rows, strict=True) for span, score in row
         ]

@@ -561,6 +561,26 @@ class Tagger(Model):
                     found[index] = [(span, None) for span in row]
         return found
 
+    def tag_at(self, features: Sequence[Any]) -> Callable[[float], list[list[tuple[Span, float]]]]:
+        """Decode features once, for confidences at several temperatures.
+
+        Returns:
+            From a temperature to each text's spans in order, each with its confidence. It holds the model's outputs.
+        """
+        with torch.inference_mode():
+            kept = [(*found, self.decode(found[2], found[1])) for found in self._outputs(features)]
+
+        @torch.inference_mode()
+        def at(temperature: float) -> list[list[tuple[Span, float]]]:
+            rows: list[list[tuple[Span, float]]] = [[] for _ in features]
+            for indices, batch, output, spans in kept:
+                scores = self.confidences(output, batch, spans, temperature)
+                for index, row, values in zip(indices, spans, scores, strict=True):
+                    rows[index] = list(zip(row, values, strict=True))
+            return rows
+
+        return at
+
     def predict_stream(self, texts: Iterable[str]) -> Iterator[TaggedText]:
         """Tag a stream of texts: in order, in constant memory.
 
