@@ -8,8 +8,9 @@ sees one sequence, however many windows there were. A text that fits is one row,
 Sources: BERT, Devlin et al. 2019; ALBERT, Lan et al. 2020 (its layers share their weights).
 Differs: weights are float32 whatever the folder stores; the pooler is left out (nothing trains it); states of [CLS] and [SEP] are
 not looked at.
-Cost: without gradients rows are read a few at a time, so that memory does not grow with the text. A frozen encoder runs as it
-does otherwise, and no backward pass goes into its weights.
+Cost: without gradients rows are read a few at a time, so that what a pass needs does not grow with the text; the states do, by
+about 9 bytes a character and unit of width. A frozen encoder runs as it does otherwise, and no backward pass goes into its
+weights.
 """
 
 from __future__ import annotations
