@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.metadata
 import json
 import os
 import platform
@@ -257,7 +258,7 @@ def _train(
         "units_per_second": round(progress.trained_units / max(progress.training_seconds, 1e-9), 1),
         "peak_gb": round(peak_gigabytes(device), 2),
         "machine": describe_machine(device),
-        "versions": versions(),
+        "versions": versions(model),
         "weights_sha256": tensors_sha256(model.state_dict()),
         "splits": {name: evaluate_split(model, data, name) for name in ("dev", "test") if name == "dev" or data.test},
     }
@@ -1170,7 +1171,7 @@ def identity(data: TaggingData, model: Model, inputs: Mapping[str, str]) -> dict
             "threads": torch.get_num_threads(),
             "device": str(model.device),
             "cpu": torch.backends.cpu.get_cpu_capability(),
-            **versions(),
+            **versions(model),
         },
     }
 
@@ -1187,13 +1188,14 @@ def commit() -> str:
     return found.stdout.strip()
 
 
-def versions() -> dict[str, str]:
-    """Versions that a figure depends on."""
+def versions(model: Model | None = None) -> dict[str, str]:
+    """Versions that a figure depends on; where a model is given, also those of the libraries that compute for it."""
     return {
         "hanzoo": hanzoo.__version__,
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "python": platform.python_version(),
+        **{library: importlib.metadata.version(library) for library in (() if model is None else model.libraries)},
     }
 
 

@@ -122,6 +122,7 @@ class Model(nn.Module, ABC):
     config: Settings
     inputs: Mapping[str, str] = {}  # files beside the data that it was built from: name -> sha256
     notes: tuple[str, ...] = ()  # what a person should be told of them
+    libraries: ClassVar[tuple[str, ...]] = ()  # beside torch and numpy: packages whose versions its figures depend on
     kept_apart: ClassVar[tuple[str, ...]] = ()  # prefixes of weights that `save_files` writes, `from_description` reads
     fresh: Mapping[
         str, Tensor

@@ -266,6 +266,7 @@ class EncoderModel(Model):
     A subclass sets `subwords` and `encoder` (by `open_encoder`) and keeps their names; its batch holds `windows`.
     """
 
+    libraries: ClassVar[tuple[str, ...]] = ("transformers", "tokenizers")
     kept_apart: ClassVar[tuple[str, ...]] = ("encoder.",)
 
     config: EncoderConfig

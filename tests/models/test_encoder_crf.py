@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
+from hanzoo import build
 from hanzoo.data.document import Document
 from hanzoo.data.randomness import generator
 from hanzoo.errors import DataError, RecipeError
@@ -128,6 +130,15 @@ def test_notes_and_inputs_say_what_went_in() -> None:
     assert model.notes == (f"tiny-bert: {900 / total:.2f} % of the characters of train (blanks included) are [UNK]",)
     assert list(model.inputs) == ["encoder tiny-bert"]
     assert len(model.inputs["encoder tiny-bert"]) == 64
+
+
+def test_a_run_says_the_transformers_it_had() -> None:
+    approximate = build.identity(tiny.data(), tagger(), {})["approximate"]
+    assert approximate["transformers"] == transformers.__version__
+    plain = tiny.build("bilstm_crf", {"dimension": 4, "hidden": 4})
+    assert approximate.keys() - build.identity(tiny.data(), plain, {})["approximate"].keys() == {
+        "transformers", "tokenizers",
+    }  # fmt: skip
 
 
 def test_going_on_keeps_the_shape_and_takes_the_rest() -> None:
