@@ -36,6 +36,7 @@ from hanzoo.data.catalogue import TaggingData, load_tagging_data  # noqa: E402
 from hanzoo.data.document import Document, Span  # noqa: E402
 from hanzoo.errors import RunError  # noqa: E402
 from hanzoo.evaluation.tagging import score_entities  # noqa: E402
+from hanzoo.models.layers.encoder import EncoderModel  # noqa: E402
 from hanzoo.models.model import Tagger  # noqa: E402
 
 LONG = 250  # characters; longer sentences are in the first set
@@ -77,7 +78,7 @@ def entities(model: Tagger, documents: Sequence[Document]) -> list[list[Span]]:
 
 def measure(model: Tagger, sets: dict[str, list[Document]], windows: Sequence[int], labels: set[str]) -> dict[str, Any]:
     """For each set of texts: entities, seconds, F1 against gold a width, and the agreement of each two widths."""
-    if "window" not in type(model.config).model_fields:
+    if not isinstance(model, EncoderModel):
         raise RunError(f"--run: the model must read windows, but {type(model).__name__} reads whole texts.")
     known = set(model.labels) == labels
     told: dict[str, Any] = {}
@@ -86,7 +87,7 @@ def measure(model: Tagger, sets: dict[str, list[Document]], windows: Sequence[in
         each: dict[int, list[list[Span]]] = {}
         rows: dict[str, Any] = {}
         for window in windows:
-            model.config = model.config.model_copy(update={"window": window})
+            model.window = window
             start = time.perf_counter()
             each[window] = entities(model, documents)
             rows[str(window)] = {"entities": sum(map(len, each[window])), "seconds": time.perf_counter() - start}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.metadata
 import json
 import os
 import platform
@@ -257,7 +258,7 @@ def _train(
         "units_per_second": round(progress.trained_units / max(progress.training_seconds, 1e-9), 1),
         "peak_gb": round(peak_gigabytes(device), 2),
         "machine": describe_machine(device),
-        "versions": versions(),
+        "versions": versions(model),
         "weights_sha256": tensors_sha256(model.state_dict()),
         "splits": {name: evaluate_split(model, data, name) for name in ("dev", "test") if name == "dev" or data.test},
     }
@@ -1019,15 +1020,14 @@ def official(documents: Sequence[Document], predicted: Sequence[Sequence[Span]])
 def calibrate(model: Tagger, documents: Sequence[Document]) -> dict[str, Any]:
     """Fit the model's temperature on every other document and state the calibration error on the rest.
 
-    Minimises the log loss of "this predicted entity is right" over the temperature that divides all scores of the CRF.
+    Minimises the log loss of "this predicted entity is right" over the temperature that divides all scores of the output layer.
     """
     halves = [documents[0::2], documents[1::2]]
-
-    features = [[model.featurize(document) for document in half] for half in halves]
+    # decoded once: the search asks some twenty times, and an encoder is what takes time
+    tagged_at = [model.tag_at([model.featurize(document) for document in half]) for half in halves]
 
     def judged(half: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
-        model.temperature = temperature
-        rows = model.tag(features[half], with_confidence=True)
+        rows = tagged_at[half](temperature)
         pairs = [
             (score, span in set(d.spans)) for d, row in zip(halves[half], rows, strict=True) for span, score in row
         ]
@@ -1171,7 +1171,7 @@ def identity(data: TaggingData, model: Model, inputs: Mapping[str, str]) -> dict
             "threads": torch.get_num_threads(),
             "device": str(model.device),
             "cpu": torch.backends.cpu.get_cpu_capability(),
-            **versions(),
+            **versions(model),
         },
     }
 
@@ -1188,13 +1188,14 @@ def commit() -> str:
     return found.stdout.strip()
 
 
-def versions() -> dict[str, str]:
-    """Versions that a figure depends on."""
+def versions(model: Model | None = None) -> dict[str, str]:
+    """Versions that a figure depends on; where a model is given, also those of the libraries that compute for it."""
     return {
         "hanzoo": hanzoo.__version__,
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "python": platform.python_version(),
+        **{library: importlib.metadata.version(library) for library in (() if model is None else model.libraries)},
     }
 
 

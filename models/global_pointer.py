@@ -1,4 +1,4 @@
-"""GlobalPointer: every span of a text is scored for every label, so that nested and overlapping entities come out as they are.
+"""GlobalPointer: every span of a text is scored for every label, so that nested entities come out as they are.
 
 A pretrained encoder, then for the span from character i to character j and the label a
     s_a(i, j) = (R_i q_i)^T (R_j k_j) / sqrt(d) + w_a^T [q_i; k_i; q_j; k_j],

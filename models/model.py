@@ -122,6 +122,7 @@ class Model(nn.Module, ABC):
     config: Settings
     inputs: Mapping[str, str] = {}  # files beside the data that it was built from: name -> sha256
     notes: tuple[str, ...] = ()  # what a person should be told of them
+    libraries: ClassVar[tuple[str, ...]] = ()  # beside torch and numpy: packages whose versions its figures depend on
     kept_apart: ClassVar[tuple[str, ...]] = ()  # prefixes of weights that `save_files` writes, `from_description` reads
     fresh: Mapping[
         str, Tensor
@@ -560,6 +561,26 @@ class Tagger(Model):
                 for index, row in zip(indices, spans, strict=True):
                     found[index] = [(span, None) for span in row]
         return found
+
+    def tag_at(self, features: Sequence[Any]) -> Callable[[float], list[list[tuple[Span, float]]]]:
+        """Decode features once, for confidences at several temperatures.
+
+        Returns:
+            From a temperature to each text's spans in order, each with its confidence. It holds the model's outputs.
+        """
+        with torch.inference_mode():
+            kept = [(*found, self.decode(found[2], found[1])) for found in self._outputs(features)]
+
+        @torch.inference_mode()
+        def at(temperature: float) -> list[list[tuple[Span, float]]]:
+            rows: list[list[tuple[Span, float]]] = [[] for _ in features]
+            for indices, batch, output, spans in kept:
+                scores = self.confidences(output, batch, spans, temperature)
+                for index, row, values in zip(indices, spans, scores, strict=True):
+                    rows[index] = list(zip(row, values, strict=True))
+            return rows
+
+        return at
 
     def predict_stream(self, texts: Iterable[str]) -> Iterator[TaggedText]:
         """Tag a stream of texts: in order, in constant memory.

@@ -215,6 +215,22 @@ def test_a_wrong_trick() -> None:
     assert "fgm and pgd must not stand together" in both[0] or "pgd and fgm must not stand together" in both[0]
 
 
+@pytest.mark.parametrize(("trick", "settings"), [("fgm", {}), ("pgd", {}), ("free_lb", {"epsilon_0": 0.0})])
+def test_an_attack_on_a_frozen_table_is_refused(trick: str, settings: dict[str, Any]) -> None:
+    model = {"name": "encoder_crf", "encoder": "any", "freeze_epochs": 1}
+    attack = settings | {"target": "table"}
+    values = MINIMAL | {"model": model, "train": {"tricks": {trick: attack}}}
+    (mistake,) = mistakes_in(values)
+    assert (
+        f"train.tricks.{trick} and model.freeze_epochs must not stand together, but model.freeze_epochs is 1" in mistake
+    )
+    for section, change in ((attack, {"target": "activations"}), (model, {"freeze_epochs": 0})):
+        before = dict(section)
+        section.update(change)
+        check_recipe(values, name="mine", place="mine.yaml")
+        section.update(before)
+
+
 @pytest.mark.parametrize(
     ("section", "message"),
     [

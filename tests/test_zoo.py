@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hanzoo.build import calibrate
 from hanzoo.data.document import Document
 from hanzoo.data.randomness import generator, reseed
 from hanzoo.errors import RecipeError, RunError
@@ -275,6 +276,24 @@ def test_predictions_do_not_depend_on_the_company(learnt: Model) -> None:
     assert_same_predictions(together, alone)
     assert_same_predictions(predictions(learnt, [LONG.text, *TEXTS[::-1]])[::-1], together)
     assert sum(len(found.entities) for found in together) > 8
+
+
+def test_calibration_reads_each_text_once(learnt: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(learnt, Tagger)
+    monkeypatch.setattr(learnt, "temperature", 1.0)
+    features = [learnt.featurize(document) for document in tiny.DOCUMENTS]
+    at = learnt.tag_at(features)
+    plain = learnt.tag(features, with_confidence=True)
+    assert at(1.0) == plain
+    learnt.temperature = 3.0
+    assert at(3.0) == learnt.tag(features, with_confidence=True) != plain
+
+    passes: list[int] = []
+    hook = learnt.register_forward_hook(lambda model, inputs, output: passes.append(len(inputs[0].mask)))
+    facts = calibrate(learnt, tiny.DOCUMENTS)
+    hook.remove()
+    assert facts["temperature"] == learnt.temperature
+    assert sum(passes) == len(tiny.DOCUMENTS)
 
 
 def test_a_saved_model_is_the_same_model(learnt: Model, tmp_path: Path) -> None:

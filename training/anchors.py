@@ -18,7 +18,8 @@ class Pull(Trick, ABC):
 
     It is part of the objective, as in both papers: added once a step, after accumulation and ranks, before clipping, so that the
     optimizer sees one gradient. The loss that is logged does not hold it. Weight decay pulls to zero what this holds in place:
-    set `train.optimizer.weight_decay=0`.
+    set `train.optimizer.weight_decay=0`. What has no gradient in a step is not trained in it (a frozen encoder), and not pulled:
+    with a gradient, if only 0, the optimizer would decay it.
     """
 
     needs_start: ClassVar[bool] = True
@@ -39,11 +40,8 @@ class Pull(Trick, ABC):
     @torch.no_grad()
     def before_step(self, model: Model, step: int) -> None:
         for name, parameter in model.named_parameters():
-            pull = self.strengths[name] * (parameter - self.anchors[name])
-            if parameter.grad is None:
-                parameter.grad = pull
-            else:
-                parameter.grad.add_(pull)
+            if parameter.grad is not None:
+                parameter.grad.add_(self.strengths[name] * (parameter - self.anchors[name]))
 
     def state(self) -> Mapping[str, Tensor]:
         return {

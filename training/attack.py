@@ -303,6 +303,12 @@ class Attack(Trick):
         self._unmoved = 0
         self._said = False
 
+    @classmethod
+    def excluded_with(cls, settings: Any) -> Mapping[str, str]:
+        if settings.target != "table":
+            return cls.excludes
+        return {**cls.excludes, "model.freeze_epochs": "a frozen table has no gradient to move along"}
+
     def perturbations(self, window: Window, model: Model, start: float = 0.0) -> list[Perturbation]:
         """One perturbation a micro-batch, not yet made."""
         relative = self.settings.norm == "relative"

@@ -131,6 +131,11 @@ class Trick:
     needs_start: ClassVar[bool] = False  # whether it goes only with train.start_from
     settings: Any = field(default_factory=Settings)
 
+    @classmethod
+    def excluded_with(cls, settings: Any) -> Mapping[str, str]:
+        """`excludes`, and what goes with some of its settings only."""
+        return cls.excludes
+
     def wrap_loss(self, loss: LossFunction, model: Model) -> LossFunction:
         """The loss function that training uses instead of `loss`."""
         return loss
@@ -205,8 +210,8 @@ def conflicts(tricks: Mapping[str, Settings], sections: Mapping[str, Settings | 
         sections: the recipe's other sections, by name; a setting of a section that is not given is not looked at.
     """
     found: dict[frozenset[str], str] = {}
-    for name in tricks:
-        for key, reason in trick_class(name).excludes.items():
+    for name, settings in tricks.items():
+        for key, reason in trick_class(name).excluded_with(settings).items():
             path, _, refused = key.partition("=")
             section, dot, field_name = path.partition(".")
             if not dot and path in tricks:

@@ -8,8 +8,9 @@ sees one sequence, however many windows there were. A text that fits is one row,
 Sources: BERT, Devlin et al. 2019; ALBERT, Lan et al. 2020 (its layers share their weights).
 Differs: weights are float32 whatever the folder stores; the pooler is left out (nothing trains it); states of [CLS] and [SEP] are
 not looked at.
-Cost: without gradients rows are read a few at a time, so that memory does not grow with the text. A frozen encoder runs as it
-does otherwise, and no backward pass goes into its weights.
+Cost: without gradients rows are read a few at a time, so that what a pass needs does not grow with the text; the states do, by
+about 9 bytes a character and unit of width. A frozen encoder runs as it does otherwise, and no backward pass goes into its
+weights.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class EncoderConfig(Settings):
         overlap: characters that two windows share at least; no more than half a window is used.
         encoder_dropout: of the encoder's hidden states and attention, in place of what its folder says; None = as it says.
         freeze_epochs: epochs at the start in which the encoder's weights stay as they are. Attacks on the activations work as ever;
-            one on the table has nothing to move.
+            one on the table has nothing to move, and is refused.
     """
 
     encoder: str = Field(min_length=1)
@@ -265,6 +266,7 @@ class EncoderModel(Model):
     A subclass sets `subwords` and `encoder` (by `open_encoder`) and keeps their names; its batch holds `windows`.
     """
 
+    libraries: ClassVar[tuple[str, ...]] = ("transformers", "tokenizers")
     kept_apart: ClassVar[tuple[str, ...]] = ("encoder.",)
 
     config: EncoderConfig

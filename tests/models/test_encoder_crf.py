@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
+from hanzoo import build
 from hanzoo.data.document import Document
 from hanzoo.data.randomness import generator
 from hanzoo.errors import DataError, RecipeError
@@ -92,7 +94,9 @@ def test_memory_of_a_long_text_does_not_grow_with_the_encoder(monkeypatch: pytes
 
 @pytest.mark.parametrize("name", ["encoder_crf", "encoder_softmax"])
 @pytest.mark.parametrize(
-    "tricks", [{"fgm": {"epsilon": 0.3}}, {"r_drop": {"alpha": 1.0}}, {"gradient_penalty": {}}], ids=str
+    "tricks",
+    [{"fgm": {"epsilon": 0.3}}, {"r_drop": {"alpha": 1.0}}, {"gradient_penalty": {}}, {"l2_sp": {}}, {"ewc": {}}],
+    ids=str,
 )
 def test_long_texts_are_trained_and_attacks_work_while_frozen(name: str, tricks: Any, tmp_path: Path) -> None:
     model = tiny.build(name, {"encoder": "tiny-bert", "window": 8, "overlap": 2, "freeze_epochs": 1,
@@ -126,6 +130,15 @@ def test_notes_and_inputs_say_what_went_in() -> None:
     assert model.notes == (f"tiny-bert: {900 / total:.2f} % of the characters of train (blanks included) are [UNK]",)
     assert list(model.inputs) == ["encoder tiny-bert"]
     assert len(model.inputs["encoder tiny-bert"]) == 64
+
+
+def test_a_run_says_the_transformers_it_had() -> None:
+    approximate = build.identity(tiny.data(), tagger(), {})["approximate"]
+    assert approximate["transformers"] == transformers.__version__
+    plain = tiny.build("bilstm_crf", {"dimension": 4, "hidden": 4})
+    assert approximate.keys() - build.identity(tiny.data(), plain, {})["approximate"].keys() == {
+        "transformers", "tokenizers",
+    }  # fmt: skip
 
 
 def test_going_on_keeps_the_shape_and_takes_the_rest() -> None:
