@@ -18,6 +18,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+COLUMNS = 8
+"""Rows are padded to a multiple of it: kernels are made for each shape, and kept, so that of many shapes memory grows with every
+epoch; and GPUs multiply such matrices faster."""
+
 
 class Window(NamedTuple):
     """A part of a text, half-open in characters, and the part of it that is its own.
@@ -89,7 +93,14 @@ class Layout:
 
 
 def lay_out(
-    texts: Sequence[NDArray[np.int64]], window: int, overlap: int, *, first: int, last: int, padding: int
+    texts: Sequence[NDArray[np.int64]],
+    window: int,
+    overlap: int,
+    *,
+    first: int,
+    last: int,
+    padding: int,
+    widest: int | None = None,
 ) -> Layout:
     """The windows of several texts.
 
@@ -100,9 +111,13 @@ def lay_out(
         first: piece before each window, [CLS].
         last: piece behind it, [SEP].
         padding: piece at padding.
+        widest: pieces a row at most, [CLS] and [SEP] included; None = no limit. Within it the width is a multiple of COLUMNS.
     """
     rows = [(number, part) for number, text in enumerate(texts) for part in cut(len(text), window, overlap)]
     width = 2 + max(part.end - part.start for _, part in rows)
+    rounded = -(-width // COLUMNS) * COLUMNS
+    if widest is None or rounded <= widest:
+        width = rounded
     pieces = np.full((len(rows), width), padding, dtype=np.int64)
     places = np.zeros((len(texts), max(map(len, texts))), dtype=np.int64)
     for row, (number, part) in enumerate(rows):

@@ -378,7 +378,7 @@ class Trainer:
         total = torch.nn.utils.get_total_norm(gradients)
         norm = float(total)  # a number from here on: the host waits for the device once
         clip = self.settings.clip
-        if clip and not norm < clip * 0.999:  # near the limit torch's factor, with its 1e-6, decides
+        if clip and not norm < clip * 0.999 - 1e-6:  # near the limit torch's factor, with its 1e-6, decides
             torch.nn.utils.clip_grads_with_norm_(self._trained, clip, total)
         return norm
 

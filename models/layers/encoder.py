@@ -205,7 +205,7 @@ class Encoder(nn.Module):
         return 0 if "embed" in parameter else int(self.config.num_hidden_layers)
 
     def states(self, windows: Windows) -> Tensor:
-        """Hidden states of all rows, (rows, width, hidden) float."""
+        """Hidden states of all rows, (rows, width, hidden) float; without gradients the encoder reads a few rows at a time."""
         if torch.is_grad_enabled():
             return self._run(windows.pieces, windows.mask)
         rows = max(1, PIECES_A_PASS // windows.pieces.shape[1])
@@ -331,12 +331,13 @@ class EncoderModel(Model):
             pieces: of each text, as `subwords.encode` gives them.
         """
         window = self.window or max(map(len, pieces))
-        subwords = self.subwords
+        subwords, limit = self.subwords, self.encoder.max_length
         return Windows.of(
             lay_out(
-                pieces, window, self.config.overlap, first=subwords.first, last=subwords.last, padding=subwords.padding
+                pieces, window, self.config.overlap, first=subwords.first, last=subwords.last, padding=subwords.padding,
+                widest=None if limit is None else limit + 2,
             )
-        )
+        )  # fmt: skip
 
     def begin_epoch(self, epoch: int) -> None:
         self.encoder.frozen = epoch < self.config.freeze_epochs

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hanzoo.data.windows import Window, cut, lay_out
+from hanzoo.data.windows import COLUMNS, Window, cut, lay_out
 
 sizes = st.tuples(st.integers(0, 3000), st.integers(1, 600), st.integers(0, 700))
 
@@ -63,10 +63,19 @@ def test_what_makes_no_sense_is_refused() -> None:
             cut(*size)
 
 
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(1, 20), st.integers(0, 12))
-def test_every_character_is_found_at_its_place(lengths: list[int], window: int, overlap: int) -> None:
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=5),
+    st.integers(1, 20),
+    st.integers(0, 12),
+    st.none() | st.integers(0, 9),
+)
+def test_every_character_is_found_at_its_place(lengths: list[int], window: int, overlap: int, room: int | None) -> None:
     texts = [np.arange(length, dtype=np.int64) + 1000 * (number + 1) for number, length in enumerate(lengths)]
-    layout = lay_out(texts, window, overlap, first=1, last=2, padding=0)
+    widest = None if room is None else window + 2 + room
+    layout = lay_out(texts, window, overlap, first=1, last=2, padding=0, widest=widest)
+    needed, width = int(layout.mask.sum(1).max()), layout.pieces.shape[1]
+    rounded = -(-needed // COLUMNS) * COLUMNS
+    assert width == (rounded if widest is None or rounded <= widest else needed)
     flat = layout.pieces.reshape(-1)
     for number, text in enumerate(texts):
         assert (flat[layout.places[number, : len(text)]] == text).all()
