@@ -125,27 +125,29 @@ def main() -> None:
         "sentences": {split: len(documents) for split, documents in of_split.items()},
         "longest": max(len(each.text) for documents in of_split.values() for each in documents),
         "text": {"characters": len(text.text), "entities": len(text.spans), "made_of": text.source},
-        "runs": {},
+        "runs": [],
     }
-    print(f"{'run':32}{'texts':>22}{'window':>8}{'entities':>10}{'F1':>8}{'seconds':>9}   agreement")
+    print(f"{'recipe':32}{'texts':>22}{'window':>8}{'entities':>10}{'F1':>8}{'seconds':>9}   agreement")
     for run in options.run:
         model = load_tagger(run)
         found = measure(model, sets, windows, set(data.labels))
         results = read_json(run / "results.json") if (run / "results.json").is_file() else {}
-        line["runs"][run.name] = {
-            "recipe": results.get("recipe"),
+        recipe = results.get("recipe") or run.name
+        record = {
+            "recipe": recipe,
             "data": results.get("data", {}).get("name"),
             "window": model.config.model_dump()["window"],
             "overlap": model.config.model_dump().get("overlap"),
             "weights_sha256": results.get("weights_sha256"),
             "texts": found,
         }
+        line["runs"].append(record)
         for name, each in found.items():
             agreement = "  ".join(f"{pair} {100 * value:.2f}" for pair, value in each["agreement"].items())
             for window, row in each["windows"].items():
                 f1 = f"{100 * row['f1']:.2f}" if "f1" in row else ""
                 print(
-                    f"{run.name:32}{name:>22}{window:>8}{row['entities']:>10}{f1:>8}{row['seconds']:>9.1f}   {agreement}"
+                    f"{recipe:32}{name:>22}{window:>8}{row['entities']:>10}{f1:>8}{row['seconds']:>9.1f}   {agreement}"
                 )
                 agreement = ""
     line |= {"threads": torch.get_num_threads(), "torch": str(torch.__version__)}
