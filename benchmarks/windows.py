@@ -130,14 +130,15 @@ def main() -> None:
     print(f"{'recipe':32}{'texts':>22}{'window':>8}{'entities':>10}{'F1':>8}{'seconds':>9}   agreement")
     for run in options.run:
         model = load_tagger(run)
+        of_recipe = model.config.model_dump()  # before `measure`, which sets the window
         found = measure(model, sets, windows, set(data.labels))
         results = read_json(run / "results.json") if (run / "results.json").is_file() else {}
         recipe = results.get("recipe") or run.name
         record = {
             "recipe": recipe,
             "data": results.get("data", {}).get("name"),
-            "window": model.config.model_dump()["window"],
-            "overlap": model.config.model_dump().get("overlap"),
+            "window": of_recipe.get("window"),
+            "overlap": of_recipe.get("overlap"),
             "weights_sha256": results.get("weights_sha256"),
             "texts": found,
         }
