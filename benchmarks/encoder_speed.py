@@ -37,14 +37,12 @@ from torch.nn.utils.rnn import pad_sequence  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 from transformers import AutoModel  # noqa: E402
 
-from benchmarks.training_speed import WARM_UP, Side, in_turn  # noqa: E402
+from benchmarks.sides import WARM_UP, Side, difference_of_emissions, in_turn, our_side  # noqa: E402
 from hanzoo.build import describe_machine, load_data  # noqa: E402
 from hanzoo.data.randomness import reseed  # noqa: E402
 from hanzoo.data.subwords import find_encoder, quiet  # noqa: E402
 from hanzoo.models.encoder_crf import EncoderCRF  # noqa: E402
 from hanzoo.recipe import Recipe, load_recipe  # noqa: E402
-from hanzoo.training.trainer import Trainer  # noqa: E402
-from hanzoo.training.trick import build_tricks  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "encoder_speed.json"
 
@@ -109,24 +107,6 @@ def plain_side(recipe: Recipe, model: EncoderCRF, features: Sequence[Any]) -> Si
     return train
 
 
-def our_side(recipe: Recipe, model: EncoderCRF, features: Sequence[Any], folder: Path) -> Side:
-    """The trainer as the recipe runs it, step by step."""
-    folder.mkdir()
-    trainer = Trainer(model, features, recipe.train, build_tricks(recipe.tricks), lambda model: {}, "f1", folder, {})
-    windows = (window for epoch in range(recipe.train.epochs) for window in trainer.plan(epoch))
-
-    def train(steps: int) -> int:
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        sentences = 0
-        for window in islice(windows, steps):
-            trainer._step(0, window)  # nothing but the log reads the epoch
-            sentences += sum(map(len, window))
-        return sentences
-
-    return train
-
-
 def build_model(recipe: Recipe, data: Any) -> EncoderCRF:
     """The recipe's untrained model."""
     reseed(recipe.train.seed, "weights")
@@ -143,10 +123,7 @@ def check(model: EncoderCRF, features: Sequence[Any], batch_size: int) -> float:
         other = network.emissions(pieces, mask)
         network.emission.load_state_dict(model.emission.state_dict())
         found, wanted = network.emissions(pieces, mask), model(batch)
-    difference = float((found - wanted)[batch.mask].abs().max())
-    assert difference < 1e-4, f"not the same network: emissions differ by {difference}"
-    assert float((other - wanted)[batch.mask].abs().max()) > 1e-2, "the check would not notice a difference"
-    return difference
+    return difference_of_emissions(found, wanted, other, batch.mask)
 
 
 def where_time_goes(side: Side, steps: int) -> str:

@@ -23,7 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -38,15 +38,11 @@ import torchcrf  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence  # noqa: E402
 
+from benchmarks.sides import Side, difference_of_emissions, in_turn, our_side  # noqa: E402
 from hanzoo.build import load_data  # noqa: E402
 from hanzoo.data.randomness import reseed  # noqa: E402
 from hanzoo.models.bilstm_crf import BiLSTMCRF  # noqa: E402
 from hanzoo.recipe import Recipe, load_recipe  # noqa: E402
-from hanzoo.training.trainer import Trainer  # noqa: E402
-from hanzoo.training.trick import build_tricks  # noqa: E402
-
-WARM_UP = 5  # steps of each side before the first round: kernels are compiled, slots are made
-Side = Callable[[int], int]  # number of steps -> sentences trained
 
 
 class PlainNetwork(nn.Module):
@@ -139,26 +135,6 @@ def plain_side(recipe: Recipe, model: BiLSTMCRF, features: Sequence[Any], autoca
     return train
 
 
-def our_side(recipe: Recipe, data: Any, features: Sequence[Any], folder: Path, precision: str) -> Side:
-    """The trainer with the recipe's tricks, step by step."""
-    settings = recipe.train.model_copy(update={"precision": precision})
-    model = build_model(recipe, data)
-    folder.mkdir()
-    trainer = Trainer(model, features, settings, build_tricks(recipe.tricks), lambda model: {}, "f1", folder, {})
-    windows = (window for epoch in range(settings.epochs) for window in trainer.plan(epoch))
-
-    def train(steps: int) -> int:
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        sentences = 0
-        for window in islice(windows, steps):
-            trainer._step(0, window)  # nothing but the log reads the epoch
-            sentences += sum(map(len, window))
-        return sentences
-
-    return train
-
-
 def build_model(recipe: Recipe, data: Any) -> BiLSTMCRF:
     """The recipe's untrained model."""
     reseed(recipe.train.seed, "weights")
@@ -176,25 +152,7 @@ def check(model: BiLSTMCRF, features: Sequence[Any], batch_size: int) -> float:
         other = network.emissions(characters, bigrams, lengths)
         network.copy_weights(model)
         found, wanted = network.emissions(characters, bigrams, lengths), model(batch)
-    difference = float((found - wanted)[batch.mask].abs().max())
-    assert difference < 1e-4, f"not the same network: emissions differ by {difference}"
-    assert float((other - wanted)[batch.mask].abs().max()) > 1e-2, "the check would not notice a difference"
-    return difference
-
-
-def in_turn(sides: dict[str, Side], rounds: int, steps: int, clock: Callable[[], float]) -> dict[str, list[float]]:
-    """Sentences per second of each side in each round; the order turns around every other round."""
-    speeds: dict[str, list[float]] = {name: [] for name in sides}
-    for train in sides.values():
-        train(WARM_UP)
-    for number in range(rounds):
-        for name in list(sides)[:: 1 if number % 2 == 0 else -1]:
-            start = clock()
-            sentences = sides[name](steps)
-            speeds[name].append(sentences / (clock() - start))
-        shown = "  ".join(f"{name} {speed[-1]:.0f}/s" for name, speed in speeds.items())
-        sys.stderr.write(f"round {number + 1}/{rounds}: {shown}\n")
-    return speeds
+    return difference_of_emissions(found, wanted, other, batch.mask)
 
 
 def main() -> None:
@@ -209,7 +167,8 @@ def main() -> None:
         parser.error("--rounds, --steps and --threads must be at least 1")
     torch.set_num_threads(options.threads)
     clock = time.process_time if options.threads == 1 else time.perf_counter
-    recipe = load_recipe("cluener_bilstm_crf", ["model.hidden=256", "model.num_layers=1"])
+    sizes = ["model.hidden=256", "model.num_layers=1"]
+    recipe = load_recipe("cluener_bilstm_crf", sizes)
     data = load_data(recipe)
     model = build_model(recipe, data)
     assert model.bigrams is not None
@@ -218,8 +177,10 @@ def main() -> None:
 
     precision = recipe.train.precision
     with tempfile.TemporaryDirectory() as folder:
-        sides = {f"ours {name}": our_side(recipe, data, features, Path(folder) / name, name)
-                 for name in dict.fromkeys((precision, "float32"))}  # fmt: skip
+        sides: dict[str, Side] = {}
+        for name in dict.fromkeys((precision, "float32")):
+            of_side = load_recipe("cluener_bilstm_crf", [*sizes, f"train.precision={name}"])
+            sides[f"ours {name}"] = our_side(of_side, build_model(of_side, data), features, Path(folder) / name)
         sides["plain float32"] = plain_side(recipe, model, features, autocast=False)
         plain_autocast = plain_side(recipe, model, features, autocast=True)
         try:

@@ -37,7 +37,8 @@ sys.path.insert(0, str(ROOT))  # a checkout that is not installed works too
 
 import torch  # noqa: E402
 
-from benchmarks.training_speed import build_model, in_turn, our_side  # noqa: E402
+from benchmarks.sides import in_turn, our_side  # noqa: E402
+from benchmarks.training_speed import build_model  # noqa: E402
 from hanzoo.build import describe_machine, evaluate_run, load_data  # noqa: E402
 from hanzoo.errors import RecipeError  # noqa: E402
 from hanzoo.evaluation.report import markdown_table, show_difference, show_figure, show_interval, show_p  # noqa: E402
@@ -205,7 +206,7 @@ def speeds(rounds: int) -> dict[str, list[float]]:
         sides = {}
         for row, settings in rows().items():
             recipe = load_recipe(TABLES["weibo"].recipe, settings)
-            sides[row] = our_side(recipe, data, features, Path(folder) / row, recipe.train.precision)
+            sides[row] = our_side(recipe, build_model(recipe, data), features, Path(folder) / row)
         measured = in_turn(sides, rounds, STEPS, time.process_time)
     return {
         row: [round(one / plain, 3) for one, plain in zip(values, measured[PLAIN], strict=True)]
