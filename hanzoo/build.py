@@ -861,6 +861,7 @@ def write_cluener_submission(run: Path, output: Path) -> None:
 def record_figure(report: RunReport, path: Path, variant: str, say: Callable[[str], None]) -> None:
     """Write what a figure of recipes/README.md is made from (the files of recipes/results/).
 
+    Its command names the seeds that are recorded, which may be fewer than were asked for when the training began.
     Keys of the file that are already there and not measured (published, asked, note, headline) are kept.
 
     Raises:
@@ -880,7 +881,7 @@ def record_figure(report: RunReport, path: Path, variant: str, say: Callable[[st
     record = {
         "recipe": first["recipe"],
         "variant": variant,
-        "command": first["command"],
+        "command": with_seeds(first["command"], [result["seed"] for result in report.results]),
         "data": report.data.name,
         "view": report.data.view,
         "data_sha256": dict(report.data.hashes),
@@ -924,6 +925,19 @@ def record_figure(report: RunReport, path: Path, variant: str, say: Callable[[st
             f"{path}: a figure must come from a commit, but this one's code was {changed[0] or 'in none'}"
             f"{', changed since' if changed[0] else ''}. Commit it and train again, so that others can have the figure too."
         )
+
+
+def with_seeds(command: str, seeds: Sequence[int]) -> str:
+    """A training command with these numbers behind `--seeds`; one without `--seeds` as it is.
+
+    A run that was started with more seeds than are recorded would promise figures that are not there.
+    """
+    words = shlex.split(command)
+    for at, word in enumerate(words[:-1]):
+        if word == "--seeds":
+            words[at + 1] = ",".join(map(str, seeds))
+            return shlex.join(words)
+    return command
 
 
 def _require_finished(report: RunReport) -> None:

@@ -539,6 +539,17 @@ def test_the_recorded_figure_is_what_the_table_of_figures_reads(
     assert "--record: must have one run, but has 2" in err
 
 
+def test_a_recorded_command_names_the_seeds_that_are_recorded(seeds_run: Path, tmp_path: Path) -> None:
+    assert cli.evaluate([str(seeds_run / "seed-2"), "--record", str(tmp_path / "tiny.json")]) == 0
+    trained = json.loads((seeds_run / "seed-2" / "results.json").read_text(encoding="utf-8"))["command"]
+    assert trained.endswith(" --seeds 1,2")
+    (one,) = read_results(tmp_path)
+    assert (one.seeds, one.command) == ([2], trained.removesuffix("1,2") + "2")
+    words = "python train.py 'a b.yaml' x=1 --seeds 1,2,3 --device cpu"
+    assert build.with_seeds(words, [1, 3]) == "python train.py 'a b.yaml' x=1 --seeds 1,3 --device cpu"
+    assert build.with_seeds("python train.py  a.yaml train.seed=2", [2]) == "python train.py  a.yaml train.seed=2"
+
+
 def test_evaluate_against_another_run(run: Path, weak_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, other = weak_run / "seed-1", weak_run / "seed-2"
     capsys.readouterr()
