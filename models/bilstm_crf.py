@@ -26,11 +26,10 @@ from hanzoo.data.document import Document
 from hanzoo.data.schemes import TagSet, flatten
 from hanzoo.data.vectors import load_vectors
 from hanzoo.data.vocabulary import UNKNOWN, Vocabulary, bigrams, build_vocabulary, characters
-from hanzoo.errors import RecipeError
 from hanzoo.models.layers.crf_tagger import CRFHeadConfig, CRFTagger
 from hanzoo.models.layers.embedding import VocabularyEmbedding
 from hanzoo.models.layers.lstm import BiLSTM, variational_dropout
-from hanzoo.models.model import AttackPoint, Draw, Settings
+from hanzoo.models.model import AttackPoint, Draw, TaggerDescription
 
 
 class BiLSTMCRFConfig(CRFHeadConfig):
@@ -62,16 +61,14 @@ class BiLSTMCRFConfig(CRFHeadConfig):
     unknown_rate: float = Field(default=0.01, ge=0.0, lt=1.0)
 
 
-SHAPE = ("tag_scheme", "vectors", "vector_scale", "dimension", "use_bigrams", "hidden", "num_layers")
-"""Fields of the config that going on with a trained model cannot change."""
+class BiLSTMCRFDescription(TaggerDescription):
+    """See `TaggerDescription`.
 
+    Attributes:
+        dimensions: width of the character and of the bigram embedding.
+    """
 
-class BiLSTMCRFDescription(Settings):
-    """What hanzoo.json says of a saved model beyond its config."""
-
-    labels: list[str] = Field(min_length=1)
     dimensions: list[int] = Field(min_length=2, max_length=2)
-    temperature: float = Field(gt=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +138,15 @@ class BiLSTMCRF(CRFTagger):
     """
 
     Config: ClassVar[type[BiLSTMCRFConfig]] = BiLSTMCRFConfig
+    shape_fields: ClassVar[tuple[str, ...]] = (
+        "tag_scheme",
+        "vectors",
+        "vector_scale",
+        "dimension",
+        "use_bigrams",
+        "hidden",
+        "num_layers",
+    )
     config: BiLSTMCRFConfig
 
     def __init__(
@@ -195,13 +201,7 @@ class BiLSTMCRF(CRFTagger):
     @classmethod
     def continue_from(cls, config: BiLSTMCRFConfig, previous: Self, data: TaggingData) -> Self:
         """See `Model.continue_from`. The vector file is not read: all of its rows that matter are in `previous`."""
-        for name in SHAPE:
-            old, new = getattr(previous.config, name), getattr(config, name)
-            if old != new:
-                raise RecipeError(
-                    f"model.{name}: must be {old!r} as in the model of train.start_from, but is {new!r}. Set model.{name}="
-                    f"{'null' if old is None else old}, or train without train.start_from."
-                )
+        cls.require_shape(config, previous)
         old_tags = previous.tag_set
         new_labels = [label for label in data.labels if label not in old_tags.labels]
         tag_set = TagSet((*old_tags.labels, *new_labels), config.tag_scheme)
@@ -299,11 +299,7 @@ class BiLSTMCRF(CRFTagger):
     # Saving.
 
     def description(self) -> dict[str, Any]:
-        return {
-            "labels": list(self.tag_set.labels),
-            "dimensions": list(self.dimensions),
-            "temperature": self.temperature,
-        }
+        return super().description() | {"dimensions": list(self.dimensions)}
 
     def save_files(self, folder: Path) -> None:
         self.character_vocabulary.save(folder / "characters.json")

@@ -35,10 +35,9 @@ from hanzoo.data.catalogue import TaggingData
 from hanzoo.data.document import Document, Span
 from hanzoo.data.subwords import Subwords
 from hanzoo.data.windows import cut
-from hanzoo.errors import RecipeError
 from hanzoo.models.layers.encoder import Encoder, EncoderConfig, EncoderModel, Windows, check_window
 from hanzoo.models.layers.lstm import variational_dropout
-from hanzoo.models.model import Draw, Settings, Tagger
+from hanzoo.models.model import Draw, Tagger, TaggerDescription
 
 NEVER = -1e30  # the score of what is no span: exp of it is 0, and unlike -inf it leaves no NaN in a gradient
 SCORES_AT_ONCE = 2**24  # at inference: scores of spans in memory at a time
@@ -54,17 +53,6 @@ class GlobalPointerConfig(EncoderConfig):
 
     dimension: int = Field(default=64, ge=2, multiple_of=2)
     dropout_hidden: float = Field(default=0.1, ge=0.0, lt=1.0)
-
-
-SHAPE = ("encoder", "dimension")
-"""Fields of the config that going on with a trained model cannot change."""
-
-
-class GlobalPointerDescription(Settings):
-    """What hanzoo.json says of a saved model beyond its config."""
-
-    labels: list[str] = Field(min_length=1)
-    temperature: float = Field(gt=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +274,7 @@ class GlobalPointer(EncoderModel, Tagger):
     """
 
     Config: ClassVar[type[GlobalPointerConfig]] = GlobalPointerConfig
+    shape_fields: ClassVar[tuple[str, ...]] = ("encoder", "dimension")
     config: GlobalPointerConfig
     _taking_part: Tensor
 
@@ -445,13 +434,7 @@ class GlobalPointer(EncoderModel, Tagger):
     @classmethod
     def continue_from(cls, config: GlobalPointerConfig, previous: Self, data: TaggingData) -> Self:
         """See `Model.continue_from`. The encoder's folder is not read: its weights are in `previous`."""
-        for name in SHAPE:
-            old, new = getattr(previous.config, name), getattr(config, name)
-            if old != new:
-                raise RecipeError(
-                    f"model.{name}: must be {old!r} as in the model of train.start_from, but is {new!r}. Set model.{name}={old}, "
-                    "or train without train.start_from."
-                )
+        cls.require_shape(config, previous)
         new_labels = [label for label in data.labels if label not in previous.labels]
         encoder = previous.encoder.copied(config.encoder_dropout)
         check_window(config.window, encoder, "model.window")
@@ -463,9 +446,6 @@ class GlobalPointer(EncoderModel, Tagger):
 
     @classmethod
     def from_description(cls, config: GlobalPointerConfig, description: Mapping[str, Any], folder: Path) -> Self:
-        saved = GlobalPointerDescription.model_validate(dict(description))
+        saved = TaggerDescription.model_validate(dict(description))
         encoder, subwords = cls.saved_encoder(config, folder)
         return cls(config, saved.labels, encoder, subwords, saved.temperature)
-
-    def description(self) -> dict[str, Any]:
-        return {"labels": list(self.labels), "temperature": self.temperature}

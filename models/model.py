@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -122,6 +122,7 @@ class Model(nn.Module, ABC):
     config: Settings
     inputs: Mapping[str, str] = {}  # files beside the data that it was built from: name -> sha256
     notes: tuple[str, ...] = ()  # what a person should be told of them
+    shape_fields: ClassVar[tuple[str, ...]] = ()  # of the config, that going on with a trained model cannot change
     libraries: ClassVar[tuple[str, ...]] = ()  # beside torch and numpy: packages whose versions its figures depend on
     kept_apart: ClassVar[tuple[str, ...]] = ()  # prefixes of weights that `save_files` writes, `from_description` reads
     fresh: Mapping[
@@ -226,6 +227,18 @@ class Model(nn.Module, ABC):
             f"train.start_from: must be left out for the model {cls.__module__.rpartition('.')[2]}, which cannot go on from "
             "trained weights. Remove it."
         )
+
+    @classmethod
+    def require_shape(cls, config: Any, previous: Self) -> None:
+        """For `continue_from`: raises RecipeError where one of `shape_fields` is another than in the previous model."""
+        for name in cls.shape_fields:
+            old, new = getattr(previous.config, name), getattr(config, name)
+            if old != new:
+                written = old if isinstance(old, str) else json.dumps(old)  # as in a recipe: null, true
+                raise RecipeError(
+                    f"model.{name}: must be {old!r} as in the model of train.start_from, but is {new!r}. "
+                    f"Set model.{name}={written}, or train without train.start_from."
+                )
 
     def sample_targets(self, output: Any, batch: Any, draw: np.random.Generator) -> Any:
         """The batch with targets drawn from the model's own distribution, instead of the gold ones.
@@ -444,6 +457,18 @@ def in_chunks(texts: Iterable[T], length: Callable[[T], int]) -> Iterator[list[T
         yield chunk
 
 
+class TaggerDescription(Settings):
+    """What hanzoo.json says of a saved tagger beyond its config. One that needs more extends it, and `description` with it.
+
+    Attributes:
+        labels: in the order of the model's.
+        temperature: that confidences are computed at.
+    """
+
+    labels: list[str] = Field(min_length=1)
+    temperature: float = Field(gt=0.0)
+
+
 class Tagger(Model):
     """A model that finds entities in texts.
 
@@ -460,6 +485,9 @@ class Tagger(Model):
     @abstractmethod
     def labels(self) -> tuple[str, ...]:
         """Every label that the model knows, in the order of its tags."""
+
+    def description(self) -> dict[str, Any]:
+        return {"labels": list(self.labels), "temperature": self.temperature}
 
     @property
     def active_labels(self) -> tuple[str, ...]:
@@ -610,6 +638,6 @@ class Tagger(Model):
 
 
 __all__ = [
-    "AttackPoint", "Batch", "Draw", "Features", "Model", "Settings", "Tagger", "TargetForm",
+    "AttackPoint", "Batch", "Draw", "Features", "Model", "Settings", "Tagger", "TaggerDescription", "TargetForm",
     "in_chunks", "is_table", "load_model", "model_class", "model_names", "only_class", "read_description", "read_tensors",
 ]  # fmt: skip

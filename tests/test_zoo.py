@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from hanzoo.build import calibrate
@@ -181,6 +182,22 @@ def test_what_a_model_teaches_is_what_it_learns(name: str) -> None:
         assert torch.allclose(row, targets[number], atol=1e-5)
         for part, value in model.soft_losses(model(alone), [others[number]], alone, 2.0).items():
             assert torch.allclose(value, learnt[part][number], rtol=1e-4)
+
+
+@every_model
+def test_what_shapes_a_model_cannot_change_when_it_goes_on(name: str) -> None:
+    previous = quiet(name)
+    config: Any = previous.config
+    fields = type(previous).shape_fields
+    assert set(fields) <= set(type(config).model_fields)
+    for field in fields:
+        old = getattr(config, field)
+        new = {bool: not old, type(None): "other", str: "other"}.get(type(old), 3)
+        with pytest.raises(RecipeError, match=rf"model\.{field}: must be .* is {new!r}\. Set ") as found:
+            type(previous).continue_from(config.model_copy(update={field: new}), previous, tiny.data())
+        setting = str(found.value).partition("Set model.")[2].partition(", or train")[0]
+        assert yaml.safe_load(setting.replace("=", ": ")) == {field: old}  # as it would stand in a recipe
+    assert type(previous).continue_from(config, previous, tiny.data()).config == config
 
 
 @every_model

@@ -19,11 +19,10 @@ from hanzoo.data.catalogue import TaggingData
 from hanzoo.data.document import Document
 from hanzoo.data.schemes import TagSet, flatten
 from hanzoo.data.subwords import Subwords
-from hanzoo.errors import RecipeError
 from hanzoo.models.layers.crf_tagger import CRFHeadConfig, TagSequenceTagger
 from hanzoo.models.layers.encoder import Encoder, EncoderConfig, EncoderModel, Windows, check_window
 from hanzoo.models.layers.lstm import BiLSTM, variational_dropout
-from hanzoo.models.model import Draw, Settings
+from hanzoo.models.model import Draw, TaggerDescription
 
 
 class EncoderTaggerConfig(EncoderConfig, CRFHeadConfig):
@@ -38,17 +37,6 @@ class EncoderTaggerConfig(EncoderConfig, CRFHeadConfig):
     lstm_hidden: int = Field(default=0, ge=0)
     lstm_layers: int = Field(default=1, ge=1)
     dropout_hidden: float = Field(default=0.1, ge=0.0, lt=1.0)
-
-
-SHAPE = ("encoder", "tag_scheme", "lstm_hidden", "lstm_layers")
-"""Fields of the config that going on with a trained model cannot change."""
-
-
-class EncoderTaggerDescription(Settings):
-    """What hanzoo.json says of a saved model beyond its config."""
-
-    labels: list[str] = Field(min_length=1)
-    temperature: float = Field(gt=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +103,7 @@ class EncoderTagger(EncoderModel, TagSequenceTagger):
     """
 
     Config: ClassVar[type[EncoderTaggerConfig]] = EncoderTaggerConfig
+    shape_fields: ClassVar[tuple[str, ...]] = ("encoder", "tag_scheme", "lstm_hidden", "lstm_layers")
     config: EncoderTaggerConfig
 
     def __init__(
@@ -151,13 +140,7 @@ class EncoderTagger(EncoderModel, TagSequenceTagger):
     @classmethod
     def continue_from(cls, config: EncoderTaggerConfig, previous: Self, data: TaggingData) -> Self:
         """See `Model.continue_from`. The encoder's folder is not read: its weights are in `previous`."""
-        for name in SHAPE:
-            old, new = getattr(previous.config, name), getattr(config, name)
-            if old != new:
-                raise RecipeError(
-                    f"model.{name}: must be {old!r} as in the model of train.start_from, but is {new!r}. Set model.{name}={old}, "
-                    "or train without train.start_from."
-                )
+        cls.require_shape(config, previous)
         old_tags = previous.tag_set
         new_labels = [label for label in data.labels if label not in old_tags.labels]
         tag_set = TagSet((*old_tags.labels, *new_labels), config.tag_scheme)
@@ -200,11 +183,8 @@ class EncoderTagger(EncoderModel, TagSequenceTagger):
 
     # Saving.
 
-    def description(self) -> dict[str, Any]:
-        return {"labels": list(self.tag_set.labels), "temperature": self.temperature}
-
     @classmethod
     def from_description(cls, config: EncoderTaggerConfig, description: Mapping[str, Any], folder: Path) -> Self:
-        saved = EncoderTaggerDescription.model_validate(dict(description))
+        saved = TaggerDescription.model_validate(dict(description))
         encoder, subwords = cls.saved_encoder(config, folder)
         return cls(config, TagSet(tuple(saved.labels), config.tag_scheme), encoder, subwords, saved.temperature)
