@@ -98,11 +98,6 @@ class SpanBatch:
     def unit_lengths(self) -> Mapping[str, Tensor]:
         return {"spans": torch.full((self.mask.shape[0],), self.num_labels, device=self.mask.device)}
 
-    @property
-    def own(self) -> Tensor:
-        """(rows, seq, seq) bool: which spans each row judges, see `own_spans`."""
-        return own_spans(self.windows)
-
     def to(self, device: torch.device) -> Self:
         if device.type == "cpu":
             return self
@@ -360,7 +355,8 @@ class GlobalPointer(EncoderModel, Tagger):
 
     def losses(self, output: SpanScores, batch: SpanBatch) -> Mapping[str, Tensor]:
         scores = output.scores()
-        values = multi_label_loss(scores, batch.own, self._gold(scores, batch), batch.windows.texts, len(batch.mask))
+        own, gold = own_spans(batch.windows), self._gold(scores, batch)
+        values = multi_label_loss(scores, own, gold, batch.windows.texts, len(batch.mask))
         return {"spans": (values * self._taking_part).sum(1)}
 
     def _gold(self, scores: Tensor, batch: SpanBatch) -> Tensor:
@@ -394,7 +390,7 @@ class GlobalPointer(EncoderModel, Tagger):
         """
         one, other = first.scores(), second.scores()
         both = (torch.sigmoid(one) - torch.sigmoid(other)) * (one - other)
-        judged = batch.own.unsqueeze(1) & self._taking_part.view(-1, 1, 1)
+        judged = own_spans(batch.windows).unsqueeze(1) & self._taking_part.view(-1, 1, 1)
         per_row = 0.5 * torch.where(judged, both, 0.0).sum((1, 2, 3))
         return {"spans": sum_by_text(per_row, batch.windows.texts, len(batch.mask))}
 
