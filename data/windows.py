@@ -11,12 +11,14 @@ Cost: window / (window - overlap) times the characters.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 COLUMNS = 8
 """Rows are padded to a multiple of it: kernels are made for each shape, and kept, so that of many shapes memory grows with every
@@ -68,13 +70,13 @@ def cut(length: int, window: int, overlap: int) -> list[Window]:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The windows of several texts, padded: what an encoder reads.
+class Windows:
+    """The windows of several texts, padded: the rows that an encoder reads for a batch.
 
     Attributes:
         pieces: (rows, width) int64: a window each, as [CLS] pieces [SEP].
         mask: (rows, width) bool, True = real, [CLS] and [SEP] included; a prefix of each row.
-        places: (batch, seq) int64: where in pieces.reshape(-1) each character stands in the window it belongs to; 0 at padding.
+        places: (batch, seq) int64: where in pieces.flatten() each character stands in the window it belongs to; 0 at padding.
         texts: (rows,) int64: which text a row is of; rows are in the order of the texts and of the windows.
         starts: (rows,) int64: the character of the text that stands at place 1 of the row.
         ends: (rows,) int64: the one behind the last character of the row.
@@ -82,14 +84,31 @@ class Layout:
         own_ends: (rows,) int64: and end before this one.
     """
 
-    pieces: NDArray[np.int64]
-    mask: NDArray[np.bool_]
-    places: NDArray[np.int64]
-    texts: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    ends: NDArray[np.int64]
-    own_starts: NDArray[np.int64]
-    own_ends: NDArray[np.int64]
+    pieces: Tensor
+    mask: Tensor
+    places: Tensor
+    texts: Tensor
+    starts: Tensor
+    ends: Tensor
+    own_starts: Tensor
+    own_ends: Tensor
+
+    def to(self, device: torch.device) -> Self:
+        if device.type == "cpu":
+            return self
+        return type(self)(
+            **{field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}
+        )
+
+    @property
+    def samples(self) -> Tensor:
+        """(rows, width) int64: the text that each piece belongs to; -1 at padding, [CLS] and [SEP].
+
+        A character in the overlap of two windows stands in both rows.
+        """
+        positions = torch.arange(self.pieces.shape[1], device=self.pieces.device)
+        inner = (positions > 0) & (positions <= (self.ends - self.starts).unsqueeze(1))
+        return torch.where(inner, self.texts.unsqueeze(1), -1)
 
 
 def lay_out(
@@ -101,7 +120,7 @@ def lay_out(
     last: int,
     padding: int,
     widest: int | None = None,
-) -> Layout:
+) -> Windows:
     """The windows of several texts.
 
     Args:
@@ -128,4 +147,5 @@ def lay_out(
         places[number, part.own_start : part.own_end] = np.arange(part.own_start, part.own_end) + offset
     numbers = np.array([(number, *part) for number, part in rows], dtype=np.int64)
     mask = np.arange(width) < (numbers[:, 2] - numbers[:, 1] + 2)[:, None]
-    return Layout(pieces, mask, places, *(np.ascontiguousarray(column) for column in numbers.T))
+    columns = (np.ascontiguousarray(column) for column in numbers.T)
+    return Windows(*map(torch.from_numpy, (pieces, mask, places, *columns)))

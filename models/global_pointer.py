@@ -34,8 +34,8 @@ from torch import Tensor, nn
 from hanzoo.data.catalogue import TaggingData
 from hanzoo.data.document import Document, Span
 from hanzoo.data.subwords import Subwords
-from hanzoo.data.windows import cut
-from hanzoo.models.layers.encoder import Encoder, EncoderConfig, EncoderModel, Windows, check_window
+from hanzoo.data.windows import Windows, cut
+from hanzoo.models.layers.encoder import Encoder, EncoderConfig, EncoderModel, check_window
 from hanzoo.models.layers.lstm import variational_dropout
 from hanzoo.models.model import Draw, Tagger, TaggerDescription
 

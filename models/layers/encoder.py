@@ -18,7 +18,6 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -29,7 +28,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hanzoo.data.subwords import Subwords, find_encoder, quiet, weights_sha256
-from hanzoo.data.windows import Layout, lay_out
+from hanzoo.data.windows import Windows, lay_out
 from hanzoo.errors import DataError, RecipeError, RunError
 from hanzoo.models.model import AttackPoint, Model, Settings
 
@@ -58,41 +57,6 @@ class EncoderConfig(Settings):
     overlap: int = Field(default=128, ge=0)
     encoder_dropout: float | None = Field(default=None, ge=0.0, lt=1.0)
     freeze_epochs: int = Field(default=0, ge=0)
-
-
-@dataclass(frozen=True)
-class Windows:
-    """The rows that an encoder reads for a batch of texts: `Layout` as tensors, see there."""
-
-    pieces: Tensor
-    mask: Tensor
-    places: Tensor
-    texts: Tensor
-    starts: Tensor
-    ends: Tensor
-    own_starts: Tensor
-    own_ends: Tensor
-
-    @classmethod
-    def of(cls, layout: Layout) -> Self:
-        return cls(**{field.name: torch.from_numpy(getattr(layout, field.name)) for field in fields(cls)})
-
-    def to(self, device: torch.device) -> Self:
-        if device.type == "cpu":
-            return self
-        return type(self)(
-            **{field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}
-        )
-
-    @property
-    def samples(self) -> Tensor:
-        """(rows, width) int64: the text that each piece belongs to; -1 at padding, [CLS] and [SEP].
-
-        A character in the overlap of two windows stands in both rows.
-        """
-        positions = torch.arange(self.pieces.shape[1], device=self.pieces.device)
-        inner = (positions > 0) & (positions <= (self.ends - self.starts).unsqueeze(1))
-        return torch.where(inner, self.texts.unsqueeze(1), -1)
 
 
 class Encoder(nn.Module):
@@ -332,11 +296,9 @@ class EncoderModel(Model):
         """
         window = self.window or max(map(len, pieces))
         subwords, limit = self.subwords, self.encoder.max_length
-        return Windows.of(
-            lay_out(
-                pieces, window, self.config.overlap, first=subwords.first, last=subwords.last, padding=subwords.padding,
-                widest=None if limit is None else limit + 2,
-            )
+        return lay_out(
+            pieces, window, self.config.overlap, first=subwords.first, last=subwords.last, padding=subwords.padding,
+            widest=None if limit is None else limit + 2,
         )  # fmt: skip
 
     def begin_epoch(self, epoch: int) -> None:

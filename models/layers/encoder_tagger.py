@@ -19,8 +19,9 @@ from hanzoo.data.catalogue import TaggingData
 from hanzoo.data.document import Document
 from hanzoo.data.schemes import TagSet, flatten
 from hanzoo.data.subwords import Subwords
+from hanzoo.data.windows import Windows
 from hanzoo.models.layers.crf_tagger import CRFHeadConfig, TagSequenceTagger
-from hanzoo.models.layers.encoder import Encoder, EncoderConfig, EncoderModel, Windows, check_window
+from hanzoo.models.layers.encoder import Encoder, EncoderConfig, EncoderModel, check_window
 from hanzoo.models.layers.lstm import BiLSTM, variational_dropout
 from hanzoo.models.model import Draw, TaggerDescription
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -72,18 +74,19 @@ def test_what_makes_no_sense_is_refused() -> None:
 def test_every_character_is_found_at_its_place(lengths: list[int], window: int, overlap: int, room: int | None) -> None:
     texts = [np.arange(length, dtype=np.int64) + 1000 * (number + 1) for number, length in enumerate(lengths)]
     widest = None if room is None else window + 2 + room
-    layout = lay_out(texts, window, overlap, first=1, last=2, padding=0, widest=widest)
-    needed, width = int(layout.mask.sum(1).max()), layout.pieces.shape[1]
+    windows = lay_out(texts, window, overlap, first=1, last=2, padding=0, widest=widest)
+    rows = SimpleNamespace(**{field.name: getattr(windows, field.name).numpy() for field in fields(windows)})
+    needed, width = int(rows.mask.sum(1).max()), rows.pieces.shape[1]
     rounded = -(-needed // COLUMNS) * COLUMNS
     assert width == (rounded if widest is None or rounded <= widest else needed)
-    flat = layout.pieces.reshape(-1)
+    flat = rows.pieces.reshape(-1)
     for number, text in enumerate(texts):
-        assert (flat[layout.places[number, : len(text)]] == text).all()
-        assert (layout.places[number, len(text) :] == 0).all()
-    for row, (number, start, end) in enumerate(zip(layout.texts, layout.starts, layout.ends, strict=True)):
-        real = layout.pieces[row][layout.mask[row]]
+        assert (flat[rows.places[number, : len(text)]] == text).all()
+        assert (rows.places[number, len(text) :] == 0).all()
+    for row, (number, start, end) in enumerate(zip(rows.texts, rows.starts, rows.ends, strict=True)):
+        real = rows.pieces[row][rows.mask[row]]
         assert real.tolist() == [1, *texts[number][start:end].tolist(), 2]
-        assert (layout.pieces[row][~layout.mask[row]] == 0).all()
-        own = layout.places[number, layout.own_starts[row] : layout.own_ends[row]]
-        assert (own // layout.pieces.shape[1] == row).all()
-    assert sorted(layout.texts.tolist()) == layout.texts.tolist()
+        assert (rows.pieces[row][~rows.mask[row]] == 0).all()
+        own = rows.places[number, rows.own_starts[row] : rows.own_ends[row]]
+        assert (own // rows.pieces.shape[1] == row).all()
+    assert sorted(rows.texts.tolist()) == rows.texts.tolist()
