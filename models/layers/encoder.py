@@ -8,8 +8,8 @@ sees one sequence, however many windows there were. A text that fits is one row,
 Sources: BERT, Devlin et al. 2019; ALBERT, Lan et al. 2020 (its layers share their weights).
 Differs: weights are float32 whatever the folder stores; the pooler is left out (nothing trains it); states of [CLS] and [SEP] are
 not looked at.
-Cost: without gradients rows are read a few at a time, so that what a pass needs does not grow with the text; the states do, by
-about 9 bytes a character and unit of width. A frozen encoder runs as it does otherwise, and no backward pass goes into its
+Cost: without gradients rows are read a few at a time, so that what a pass needs does not grow with the text; the characters'
+states do, by 4 bytes a character and unit of width. A frozen encoder runs as it does otherwise, and no backward pass goes into its
 weights.
 """
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -172,16 +172,36 @@ class Encoder(nn.Module):
         """Hidden states of all rows, (rows, width, hidden) float; without gradients the encoder reads a few rows at a time."""
         if torch.is_grad_enabled():
             return self._run(windows.pieces, windows.mask)
+        return torch.cat(list(self._parts(windows)))
+
+    def _parts(self, windows: Windows) -> Iterator[Tensor]:
+        """Hidden states of a few rows at a time, (some rows, width, hidden) float, in order."""
         rows = max(1, PIECES_A_PASS // windows.pieces.shape[1])
-        parts = zip(torch.split(windows.pieces, rows), torch.split(windows.mask, rows), strict=True)
-        return torch.cat([self._run(pieces, mask) for pieces, mask in parts])
+        for pieces, mask in zip(torch.split(windows.pieces, rows), torch.split(windows.mask, rows), strict=True):
+            yield self._run(pieces, mask)
 
     def forward(self, windows: Windows) -> Tensor:
         """Hidden states of the characters, (batch, seq, hidden) float, each from the window it belongs to."""
-        states = self.states(windows)
-        # index_select, not states[places]: its backward is deterministic and twice as fast
-        chosen = states.flatten(0, 1).index_select(0, windows.places.flatten())
+        places = windows.places.flatten()
+        if torch.is_grad_enabled():
+            # index_select, not states[places]: its backward is deterministic, and faster
+            chosen = self.states(windows).flatten(0, 1).index_select(0, places)
+        else:
+            chosen = self._choose(windows, places)
         return chosen.view(*windows.places.shape, -1)
+
+    def _choose(self, windows: Windows, places: Tensor) -> Tensor:
+        """The states at some places, (places, hidden): those of the overlaps are let go with the rows that they are in."""
+        chosen = torch.empty(0)
+        start = 0
+        for states in self._parts(windows):
+            if not start:
+                chosen = states.new_empty(len(places), states.shape[2])
+            size = states.shape[0] * states.shape[1]
+            here = ((places >= start) & (places < start + size)).nonzero().squeeze(1)
+            chosen[here] = states.flatten(0, 1).index_select(0, places[here] - start)
+            start += size
+        return chosen
 
     def _run(self, pieces: Tensor, mask: Tensor) -> Tensor:
         inputs = {"input_ids": pieces, "attention_mask": mask.long()}

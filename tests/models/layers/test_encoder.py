@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,27 @@ def test_reading_a_few_rows_at_a_time_changes_nothing(monkeypatch: pytest.Monkey
     whole = states(model, [TEXT, TEXT[:20], TEXT[3:50]])
     monkeypatch.setattr(layer, "PIECES_A_PASS", 40)
     assert torch.allclose(states(model, [TEXT, TEXT[:20], TEXT[3:50]]), whole, atol=1e-6)
+
+
+def test_what_overlaps_is_let_go_with_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tagger(window=16, overlap=8)
+    monkeypatch.setattr(layer, "PIECES_A_PASS", 50)  # two rows
+    windows = model.windows([model.subwords.encode(text) for text in (TEXT, TEXT[:20], TEXT[3:50])])
+    run, seen = model.encoder._run, []
+
+    def watched(pieces: Tensor, mask: Tensor) -> Tensor:
+        assert sum(each() is not None for each in seen) <= 1  # of the pass before
+        found: Tensor = run(pieces, mask)
+        seen.append(weakref.ref(found))
+        return found
+
+    with torch.no_grad():
+        everything = model.encoder.states(windows).flatten(0, 1)
+        monkeypatch.setattr(model.encoder, "_run", watched)
+        found = model.encoder(windows)
+    assert len(seen) == -(-len(windows.pieces) // 2) > 3
+    assert windows.places.numel() < 0.7 * len(everything)
+    assert torch.equal(found, everything[windows.places])
 
 
 def test_what_stands_at_padding_means_nothing() -> None:
