@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 COLUMNS = 8
-"""Rows are padded to a multiple of it: kernels are made for each shape, and kept, so that of many shapes memory grows with every
-epoch; and GPUs multiply such matrices faster."""
+"""Rows are padded to a multiple of it: kernels may be made, and kept, for each shape, so the fewer shapes the better; and GPUs
+multiply such matrices faster."""
 
 
 class Window(NamedTuple):

@@ -339,7 +339,7 @@ class Trainer:
             self.model.train()
         window = self._window(step, items)
         self._units = self._count_units(window)
-        for parameter in self._trained:  # `Optimizer.zero_grad` costs ten times as much
+        for parameter in self._trained:  # `Optimizer.zero_grad` does more, at each step
             parameter.grad = None
         self.backward(window)
         self.scaler.unscale_(self.optimizer)

@@ -7,7 +7,7 @@ over tag sequences: here a CRF (`CRFTagger`), in `softmax_tagger.py` one tag ind
 Sources: label smoothing, Szegedy et al. 2016, section 7 (for sequences: `CRF.label_smoothing`); multi-sample dropout, Inoue 2019:
 the mean of the losses under several masks of one encoder output, not the loss of mean scores.
 Differs: class weights are of sentences. A weight on single tags inside a CRF would be no likelihood any more.
-Cost: of a step of a BiLSTM-CRF (one thread, batch 32, 63 characters, 128 units) label smoothing 9 %, five masks 17 %: as many
+Cost: of a step of Weibo's recipe (one thread, benchmarks/results/tricks.json) label smoothing 12 %, five masks 17 %: as many
 recursions of the CRF as there are masks, the encoder runs once. Class weights nothing. None of them changes inference.
 """
 

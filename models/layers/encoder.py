@@ -47,7 +47,8 @@ class EncoderConfig(Settings):
         window: characters that the encoder reads at once; a longer text is read in several windows. None = as many as it can
             (BERT: 510). Can be changed on a trained model.
         overlap: characters that two windows share at least; no more than half a window is used.
-        encoder_dropout: of the encoder's hidden states and attention, in place of what its folder says; None = as it says.
+        encoder_dropout: of the encoder's hidden states and attention, in place of what its folder says; None = as it says, and in
+            a run that goes on from a trained model (`train.start_from`) as in that model.
         freeze_epochs: epochs at the start in which the encoder's weights stay as they are. Attacks on the activations work as ever;
             one on the table has nothing to move, and is refused.
     """
@@ -205,7 +206,7 @@ class Encoder(nn.Module):
 
     def _run(self, pieces: Tensor, mask: Tensor) -> Tensor:
         inputs = {"input_ids": pieces, "attention_mask": mask.long()}
-        # the fused kernel's backward pass on a CPU takes seven times as long as its parts where bfloat16 rows are short
+        # on a CPU the fused kernel's backward pass is slower than that of its parts where bfloat16 rows are short
         short = pieces.device.type == "cpu" and torch.is_grad_enabled() and pieces.shape[1] <= SHORT_ROW
         wanted = "eager" if short else self._attention
         if self.config._attn_implementation != wanted:

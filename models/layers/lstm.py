@@ -113,7 +113,7 @@ class BiLSTM(nn.Module):
 
 
 def _gather(inputs: Tensor, places: Tensor) -> Tensor:
-    # index_select, not inputs[places]: its backward is deterministic and twice as fast
+    # index_select, not inputs[places]: its backward is deterministic, and faster
     batch, seq, width = inputs.shape
     return inputs.reshape(batch * seq, width).index_select(0, places.reshape(-1)).view(batch, places.shape[1], width)
 
