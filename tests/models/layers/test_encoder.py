@@ -109,6 +109,36 @@ def test_what_stands_at_padding_means_nothing() -> None:
         assert not torch.allclose(model.encoder(changed)[:, :2], expected[:, :2], atol=1e-2)
 
 
+@pytest.mark.parametrize("name", ["tiny-bert", "tiny-albert"])
+def test_attention_from_its_parts_is_that_of_the_fused_kernel(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tagger(encoder=name, window=16, overlap=4)
+    windows = model.windows([model.subwords.encode(text) for text in (TEXT, TEXT[:9], TEXT[5:30])])
+    assert not windows.mask.all()
+    weights = torch.randn(*windows.places.shape, model.encoder.width, generator=torch.Generator().manual_seed(1))
+    weights *= (windows.places > 0).unsqueeze(-1)
+
+    def run(short_row: int) -> tuple[Tensor, dict[str, Tensor], str]:
+        monkeypatch.setattr(layer, "SHORT_ROW", short_row)
+        model.zero_grad()
+        found = model.encoder(windows)
+        (found * weights).sum().backward()
+        gradients = {name: each.grad.clone() for name, each in model.encoder.named_parameters()}
+        return found.detach(), gradients, model.encoder.config._attn_implementation
+
+    short_row = layer.SHORT_ROW
+    assert windows.pieces.shape[1] <= short_row
+    fused, fused_gradients, chosen = run(0)
+    parts, parts_gradients, other = run(short_row)
+    assert (chosen, other) == ("sdpa", "eager")
+    assert torch.allclose(parts, fused, atol=1e-5)
+    for key, gradient in fused_gradients.items():
+        assert torch.allclose(parts_gradients[key], gradient, rtol=1e-4, atol=1e-4), key
+        assert key.endswith("key.bias") or gradient.abs().max() > 1e-3, key
+    with torch.no_grad():  # only the backward pass is the reason
+        model.encoder(windows)
+    assert model.encoder.config._attn_implementation == "sdpa"
+
+
 # Windows.
 
 
