@@ -126,8 +126,9 @@ def test_gradient_is_that_of_the_mean_loss(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "norm", [0.3, 0.998, 0.9989999, 0.9999995, 0.99999975, 1.0, 1.0000001, 1.5, 40.0, math.nan, math.inf]
 )
-@pytest.mark.parametrize("clip", [1.0, 0.0])
+@pytest.mark.parametrize("clip", [1.0, 1e-4, 0.0])
 def test_clipping_is_that_of_torch(norm: float, clip: float, tmp_path: Path) -> None:
+    norm *= clip or 1.0
     trainer = tiny.trainer(bilstm(), tmp_path, clip=clip)
     draw = torch.Generator().manual_seed(1)
     ours, theirs = trainer._trained, [torch.nn.Parameter(parameter.detach().clone()) for parameter in trainer._trained]
@@ -141,6 +142,8 @@ def test_clipping_is_that_of_torch(norm: float, clip: float, tmp_path: Path) -> 
     if math.isfinite(norm):  # else the step is left out
         pairs = zip(ours, theirs, strict=True)
         assert all(torch.equal(a.grad, b.grad) for a, b in pairs if a.grad is not None and b.grad is not None)
+        left = torch.nn.utils.get_total_norm([each.grad for each in ours if each.grad is not None])
+        assert float(left) == pytest.approx(min(norm, clip * norm / (norm + 1e-6)) if clip else norm, rel=1e-5)
 
 
 def test_clipping_bounds_the_step(tmp_path: Path) -> None:
