@@ -23,6 +23,7 @@ from hanzoo.data.randomness import generator, reseed
 from hanzoo.errors import RecipeError, RunError
 from hanzoo.models.model import Model, Tagger, load_model, model_class, model_names
 from hanzoo.training.checkpoint import tensors_sha256
+from hanzoo.training.distillation import common_form
 from hanzoo.training.trick import build_tricks, trick_class, trick_names
 from tests import tiny
 
@@ -159,12 +160,21 @@ def test_order_of_the_batch_means_nothing(name: str) -> None:
 def test_what_a_model_teaches_is_what_it_learns(name: str) -> None:
     model = quiet(name)
     form = model.target_form()
-    if form is None:
-        pytest.skip("has no soft targets")
     features = [model.featurize(item) for item in tiny.DOCUMENTS]
     batch = model.collate(features)
     assert batch.item_ids == ()
     output = model(batch)
+    if form is None:  # what has no soft targets neither teaches nor learns, with a teacher and with a student that do
+        other = quiet("bilstm_crf")
+        for student, teacher in ((model, model), (model, other), (other, model)):
+            with pytest.raises(RecipeError, match="it has no soft targets"):
+                common_form(student, "runs/teacher", teacher)
+        with pytest.raises(NotImplementedError, match="has no soft targets"):
+            model.soft_targets(output, batch, 2.0)
+        with pytest.raises(NotImplementedError, match="learns from no soft targets"):
+            model.soft_losses(output, [], batch, 2.0)
+        return
+    assert common_form(model, "runs/teacher", quiet(name, seed=2)) == form
     targets = [row.detach() for row in model.soft_targets(output, batch, 2.0)]
     if form.kind == "token marginals":
         assert [len(row) for row in targets] == [len(document.text) for document in tiny.DOCUMENTS]
