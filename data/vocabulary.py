@@ -71,6 +71,11 @@ def other_forms(token: str) -> Iterator[str]:
             yield form + end
 
 
+def folded(text: str) -> str:
+    """Return the text in half-width lower case, one character for one: what has no form of one character stays."""
+    return _lower(text.translate(_HALF_WIDTH))
+
+
 def _lower(text: str) -> str:
     lowered = [(character, character.lower()) for character in text]
     return "".join(lower if len(lower) == 1 else character for character, lower in lowered)  # İ has two in lower case
@@ -238,6 +243,28 @@ class StartingRows:
     frozen: NDArray[np.float16]
 
 
+def half_precision(rows: NDArray[np.float32], words: Sequence[str], name: str) -> NDArray[np.float16]:
+    """Vectors as the frozen zone holds them.
+
+    Args:
+        rows: (words, dimension).
+        words: whose they are, for the message.
+        name: of the file, for the message.
+
+    Raises:
+        DataError: a number is too large for float16.
+    """
+    with np.errstate(over="ignore"):  # an overflow is an error of its own, below
+        rest = rows.astype(np.float16)
+    too_large = ~np.isfinite(rest).all(axis=1)
+    if too_large.any():
+        word = words[int(np.argmax(too_large))]
+        raise DataError(
+            f"{name}: numbers must lie within ±65,504 (float16), but the vector of {word!r} does not. Scale the vectors down."
+        )
+    return rest
+
+
 def build_vocabulary(
     train_tokens: Iterable[str] | Mapping[str, int],
     vectors: Vectors | None,
@@ -280,15 +307,7 @@ def build_vocabulary(
         place = next((places[form] for form in (token, *other_forms(token)) if form in places), None)
         if place is not None:
             start[row] = vectors.matrix[place]
-    with np.errstate(over="ignore"):  # an overflow is an error of its own, below
-        rest = vectors.matrix[[places[word] for word in frozen]].astype(np.float16)
-    too_large = ~np.isfinite(rest).all(axis=1)
-    if too_large.any():
-        word = frozen[int(np.argmax(too_large))]
-        raise DataError(
-            f"{vectors.name}: numbers must lie within ±65,504 (float16), but the vector of {word!r} does not. "
-            "Scale the vectors down."
-        )
+    rest = half_precision(vectors.matrix[[places[word] for word in frozen]], frozen, vectors.name)
     return Vocabulary(trained, frozen), StartingRows(start, rest)
 
 

@@ -25,6 +25,11 @@ COLUMNS = 8
 multiply such matrices faster."""
 
 
+def rounded(columns: int) -> int:
+    """The next multiple of COLUMNS."""
+    return -(-columns // COLUMNS) * COLUMNS
+
+
 class Window(NamedTuple):
     """A part of a text, half-open in characters, and the part of it that is its own.
 
@@ -134,9 +139,8 @@ def lay_out(
     """
     rows = [(number, part) for number, text in enumerate(texts) for part in cut(len(text), window, overlap)]
     width = 2 + max(part.end - part.start for _, part in rows)
-    rounded = -(-width // COLUMNS) * COLUMNS
-    if widest is None or rounded <= widest:
-        width = rounded
+    if widest is None or rounded(width) <= widest:
+        width = rounded(width)
     pieces = np.full((len(rows), width), padding, dtype=np.int64)
     places = np.zeros((len(texts), max(map(len, texts))), dtype=np.int64)
     for row, (number, part) in enumerate(rows):
