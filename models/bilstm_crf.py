@@ -10,8 +10,7 @@ Cost: the LSTM is nine tenths of a step; memory grows with batch x seq x hidden.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -24,41 +23,40 @@ from torch import Tensor
 from hanzoo.data.catalogue import TaggingData
 from hanzoo.data.document import Document
 from hanzoo.data.schemes import TagSet, flatten
-from hanzoo.data.vectors import load_vectors
-from hanzoo.data.vocabulary import UNKNOWN, Vocabulary, bigrams, build_vocabulary, characters
+from hanzoo.data.vocabulary import Vocabulary
+from hanzoo.models.layers.character_tables import (
+    CHARACTER_SHAPE,
+    CharacterConfig,
+    CharacterTables,
+    hide,
+    pad_rows,
+    scaled_vectors,
+    vocabularies_of,
+)
 from hanzoo.models.layers.crf_tagger import CRFHeadConfig, CRFTagger
-from hanzoo.models.layers.embedding import VocabularyEmbedding
 from hanzoo.models.layers.lstm import BiLSTM, variational_dropout
 from hanzoo.models.model import AttackPoint, Draw, TaggerDescription
 
 
-class BiLSTMCRFConfig(CRFHeadConfig):
-    """Fields of the recipe's `model` section, beside those of the head.
+class BiLSTMCRFConfig(CharacterConfig, CRFHeadConfig):
+    """Fields of the recipe's `model` section, beside those of characters and head.
 
     Attributes:
-        vectors: word2vec file (text or .gz) whose one- and two-character rows are used; None = random vectors.
-        vector_scale: root mean square of an entry that the vectors are scaled to; None = as in the file. The step of an optimizer
-            like Adam does not depend on it, so it says how fast the vectors move away from where they start.
-        dimension: of characters and bigrams where there is no vector file.
-        use_bigrams: embed c_i c_{i+1} beside c_i.
-        min_count: occurrences in train that a bigram without a vector needs for a row of its own.
         hidden: LSTM units a direction.
         num_layers: LSTM layers.
         dropout_embedding: variational dropout of the embeddings.
         dropout_hidden: variational dropout between layers and before the emissions.
-        unknown_rate: share of train characters and bigrams replaced by "unknown", so that its row is trained.
     """
 
-    vectors: str | None = None
-    vector_scale: float | None = Field(default=None, gt=0.0)
-    dimension: int = Field(default=64, ge=1)
-    use_bigrams: bool = True
-    min_count: int = Field(default=2, ge=1)
     hidden: int = Field(default=256, ge=1)
     num_layers: int = Field(default=1, ge=1)
     dropout_embedding: float = Field(default=0.5, ge=0.0, lt=1.0)
     dropout_hidden: float = Field(default=0.5, ge=0.0, lt=1.0)
-    unknown_rate: float = Field(default=0.01, ge=0.0, lt=1.0)
+
+
+def _both(vocabularies: Sequence[Vocabulary]) -> tuple[Vocabulary, Vocabulary | None]:
+    """The vocabularies of characters and of bigrams, None where there is none."""
+    return vocabularies[0], vocabularies[1] if len(vocabularies) > 1 else None
 
 
 class BiLSTMCRFDescription(TaggerDescription):
@@ -126,7 +124,7 @@ class TaggingBatch:
         )  # fmt: skip
 
 
-class BiLSTMCRF(CRFTagger):
+class BiLSTMCRF(CharacterTables, CRFTagger):
     """Characters and bigrams, bidirectional LSTM, linear-chain CRF.
 
     Args:
@@ -138,15 +136,7 @@ class BiLSTMCRF(CRFTagger):
     """
 
     Config: ClassVar[type[BiLSTMCRFConfig]] = BiLSTMCRFConfig
-    shape_fields: ClassVar[tuple[str, ...]] = (
-        "tag_scheme",
-        "vectors",
-        "vector_scale",
-        "dimension",
-        "use_bigrams",
-        "hidden",
-        "num_layers",
-    )
+    shape_fields: ClassVar[tuple[str, ...]] = (*CHARACTER_SHAPE, "tag_scheme", "hidden", "num_layers")
     config: BiLSTMCRFConfig
 
     def __init__(
@@ -160,38 +150,19 @@ class BiLSTMCRF(CRFTagger):
     ) -> None:
         super().__init__()
         self.config = config
-        self.character_vocabulary = characters
-        self.bigram_vocabulary = bigrams
         self.temperature = temperature
-        self.dimensions = dimensions
-        self.characters = VocabularyEmbedding(characters.num_trained_rows, dimensions[0], characters.num_frozen_rows)
-        width = dimensions[0]
-        self.bigrams: VocabularyEmbedding | None = None
-        if bigrams is not None:
-            self.bigrams = VocabularyEmbedding(bigrams.num_trained_rows, dimensions[1], bigrams.num_frozen_rows)
-            width += dimensions[1]
+        width = self.make_tables(characters, bigrams, dimensions)
         self.lstm = BiLSTM(width, config.hidden, config.num_layers, config.dropout_hidden)
         self.make_head(2 * config.hidden, tag_set)
 
     @classmethod
     def build(cls, config: BiLSTMCRFConfig, data: TaggingData) -> Self:
-        vectors = load_vectors(config.vectors) if config.vectors else None
-        if vectors is not None and config.vector_scale is not None:
-            vectors = vectors.scaled(config.vector_scale)
+        vectors = scaled_vectors(config)
         dimension = config.dimension if vectors is None else vectors.dimension
-        vocabularies, starts = [], []
-        for length, split in ((1, characters), (2, bigrams))[: 1 + config.use_bigrams]:
-            counts = Counter(token for document in data.train for token in split(document.text))
-            min_count = config.min_count if length == 2 else 1
-            vocabulary, rows = build_vocabulary(counts, vectors, length=length, min_count=min_count)
-            vocabularies.append(vocabulary)
-            starts.append(rows)
-        bigram_vocabulary = vocabularies[1] if config.use_bigrams else None
+        vocabularies, starts = vocabularies_of(config, data.train, vectors)
         tag_set = TagSet(tuple(data.labels), config.tag_scheme)
-        model = cls(config, tag_set, vocabularies[0], bigram_vocabulary, (dimension, dimension))
-        for embedding, rows in zip((model.characters, model.bigrams), starts, strict=False):
-            assert embedding is not None
-            embedding.initialise(rows)
+        model = cls(config, tag_set, *_both(vocabularies), (dimension, dimension))
+        model.initialise_tables(starts)
         model.weigh_classes(data.train)
         if vectors is not None:
             model.inputs = {vectors.name: vectors.sha256}
@@ -205,22 +176,15 @@ class BiLSTMCRF(CRFTagger):
         old_tags = previous.tag_set
         new_labels = [label for label in data.labels if label not in old_tags.labels]
         tag_set = TagSet((*old_tags.labels, *new_labels), config.tag_scheme)
-        counts = Counter(token for document in data.train for token in characters(document.text))
-        character_vocabulary, rows = previous.character_vocabulary.extended(counts)
-        bigram_vocabulary, bigram_rows = None, None
-        if previous.bigram_vocabulary is not None:
-            counts = Counter(token for document in data.train for token in bigrams(document.text))
-            bigram_vocabulary, bigram_rows = previous.bigram_vocabulary.extended(counts, min_count=config.min_count)
-        model = cls(config, tag_set, character_vocabulary, bigram_vocabulary, previous.dimensions, previous.temperature)
-        model.characters.copy_rows(previous.characters, rows)
-        if model.bigrams is not None and previous.bigrams is not None and bigram_rows is not None:
-            model.bigrams.copy_rows(previous.bigrams, bigram_rows)
+        vocabularies, rows = previous.extended_vocabularies(config, data.train)
+        model = cls(config, tag_set, *_both(vocabularies), previous.dimensions, previous.temperature)
+        model.copy_tables(previous, rows)
         model.lstm.load_state_dict(previous.lstm.state_dict())
         model.fresh = model.copy_head(previous)
         model.weigh_classes(data.train)
         known = len(previous.character_vocabulary.trained)
         labels = f"{len(old_tags.labels)} labels and {len(new_labels)} new ones"
-        rows_said = f"{known:,} trained characters and {len(character_vocabulary.trained) - known:,} new ones"
+        rows_said = f"{known:,} trained characters and {len(vocabularies[0].trained) - known:,} new ones"
         model.notes = (f"goes on from a trained model: {labels}, {rows_said}",)
         return model
 
@@ -228,40 +192,21 @@ class BiLSTMCRF(CRFTagger):
 
     def featurize(self, item: Document) -> CharacterFeatures:
         kept, _ = flatten(item.spans)
-        pairs = np.empty(0, dtype=np.int64)
-        if self.bigram_vocabulary is not None:
-            pairs = self.bigram_vocabulary.encode(bigrams(item.text))
-        return CharacterFeatures(
-            characters=self.character_vocabulary.encode(characters(item.text)),
-            bigrams=pairs,
-            tags=self.tag_set.encode(len(item.text), kept),
-        )
+        return CharacterFeatures(*self.rows_of(item.text), tags=self.tag_set.encode(len(item.text), kept))
 
     def collate(
         self, features: Sequence[CharacterFeatures], draw: Draw | None = None, item_ids: Sequence[int] = ()
     ) -> TaggingBatch:
         lengths = np.array([item.length for item in features])
-        shape = (len(features), int(lengths.max()))
-        mask = np.arange(shape[1]) < lengths[:, None]
-
-        def pad(rows: Iterable[np.ndarray]) -> np.ndarray:
-            padded = np.zeros(shape, dtype=np.int64)
-            padded[mask] = np.concatenate(list(rows))
-            return padded
-
-        character_ids = pad(item.characters for item in features)
-        bigram_ids = pad(item.bigrams for item in features) if self.bigrams is not None else None
-        if draw is not None and self.config.unknown_rate:
-            for row, item_id in enumerate(item_ids):
-                generator = draw(item_id)
-                for ids in (character_ids, bigram_ids):
-                    if ids is not None:
-                        hidden = generator.random(lengths[row]) < self.config.unknown_rate
-                        ids[row, : lengths[row]][hidden] = UNKNOWN
+        mask = np.arange(int(lengths.max())) < lengths[:, None]
+        character_ids = pad_rows((item.characters for item in features), mask)
+        bigram_ids = pad_rows((item.bigrams for item in features), mask) if self.bigrams is not None else None
+        tables = [ids for ids in (character_ids, bigram_ids) if ids is not None]
+        hide(tables, [mask] * len(tables), self.config.unknown_rate, draw, item_ids)
         return TaggingBatch(
             torch.from_numpy(character_ids),
             None if bigram_ids is None else torch.from_numpy(bigram_ids),
-            torch.from_numpy(pad(item.tags for item in features)),
+            torch.from_numpy(pad_rows((item.tags for item in features), mask)),
             torch.from_numpy(mask),
             tuple(item_ids),
         )
@@ -270,9 +215,7 @@ class BiLSTMCRF(CRFTagger):
 
     def forward(self, batch: TaggingBatch) -> Tensor:
         """Emissions, (batch, seq, num_tags) float; with several dropout masks one more dimension before them."""
-        embedded = self.characters(batch.characters)
-        if self.bigrams is not None:
-            embedded = torch.cat([embedded, self.bigrams(batch.bigrams)], dim=-1)
+        embedded = self.embed(batch.characters, batch.bigrams)
         embedded = variational_dropout(embedded, self.config.dropout_embedding, self.training)
         hidden = self.lstm(embedded, batch.mask)
         return self.emissions(hidden, self.config.dropout_hidden)
