@@ -678,7 +678,10 @@ def _find(name_or_path: str | Path) -> Path:
         if found is not None and found.origin:
             return Path(found.origin).with_name("dict.txt")
         raise DataError("jieba: the dictionary of jieba must be installed, but is not. Install it: pip install jieba.")
-    folders = {name: os.environ.get(name, "") for name in ("HANZOO_LEXICONS", "HANZOO_VECTORS")}
+    folders = {
+        "HANZOO_LEXICONS": os.environ.get("HANZOO_LEXICONS"),
+        "HANZOO_VECTORS": os.environ.get("HANZOO_VECTORS"),
+    }
     places = [expanded(name_or_path), *(expanded(folder) / name_or_path for folder in folders.values() if folder)]
     for place in places:
         for ending in ("", ".gz", ".txt", ".txt.gz"):

@@ -315,6 +315,10 @@ def predict(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", help="where to write; default: JSON lines to standard output")
     parser.add_argument("--html", type=Path, help="also write a page that shows the entities in the texts")
     parser.add_argument("--text-column", default="text", help="the column (or JSON key) that holds the text")
+    parser.add_argument(
+        "--lexicon", action="append", default=[], metavar="FILE",
+        help="a list of words that the model's lexicon gains for this call, a word a line; may be given several times",
+    )  # fmt: skip
     parser.add_argument("--labels", help="only these of the model's labels take part, e.g. name,address; default: all")
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N")
     arguments = parser.parse_args(argv)
@@ -329,6 +333,14 @@ def _predict(arguments: argparse.Namespace) -> int:
         raise RunError("standard input: must be a file where several ranks read it, but is a stream. Name a file.")
     if arguments.labels is not None:
         model.restrict(arguments.labels.split(","))
+    for name in arguments.lexicon:
+        if model.lexicon is None:
+            raise RunError(
+                f"--lexicon: the model must have a lexicon, but {arguments.run} holds {type(model).__name__}, which has none. "
+                "Leave it out."
+            )
+        new = model.lexicon.load(name)
+        say(f"{name}: {new:,} words more in the lexicon, {len(model.lexicon):,} in all")
     refused = 0
     with ExitStack() as open_files:
         rows = open_files.enter_context(read_rows(arguments.file, text_column=arguments.text_column))

@@ -31,6 +31,7 @@ from hanzoo.models.layers.embedding import VocabularyEmbedding
 
 if TYPE_CHECKING:
     from hanzoo.data.catalogue import TaggingData
+    from hanzoo.data.lexicon import Lexicon
 
 FORMAT_VERSION = 1
 DESCRIPTION_FILE = "hanzoo.json"
@@ -475,10 +476,13 @@ class Tagger(Model):
     Attributes:
         temperature: that confidences are computed at.
         tag_set: what the tags of its output layer mean; None for a model that says spans without tags.
+        lexicon: the words that it looks for, saved with it; may be changed at any time, the next text is read with the change. None
+            for a model that looks for none.
     """
 
     temperature: float = 1.0
     tag_set: TagSet | None = None
+    lexicon: Lexicon | None = None
     _active: tuple[str, ...] | None = None
 
     @property

@@ -22,6 +22,16 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="session")
+def lexicons(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """HANZOO_LEXICONS with a word list, tiny-words."""
+    folder = tmp_path_factory.mktemp("lexicons")
+    tiny.write_lexicon(folder / "tiny-words.txt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HANZOO_LEXICONS", str(folder))
+        yield folder
+
+
 @pytest.fixture
 def deterministic() -> Iterator[None]:
     """Deterministic algorithms and one thread, as the train command sets them."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gzip
 import io
 import json
@@ -33,6 +34,7 @@ from hanzoo.models.model import Tagger
 from hanzoo.recipe import bundled_recipes
 from hanzoo.recipes.figures import read_results
 from hanzoo.training.trainer import Trainer
+from tests import tiny
 from tests.fixtures import (
     ROOT,
     contents,
@@ -785,6 +787,41 @@ def test_a_run_of_several_seeds_is_no_model(seeds_run: Path) -> None:
     with pytest.raises(RunError, match=r"must be one run, but holds seed-1, seed-2\. Name one of them: .*seed-1"):
         hanzoo.load(seeds_run)
     assert hanzoo.load(seeds_run / "seed-2").predict([""])[0].entities == ()
+
+
+@pytest.mark.usefixtures("lexicons")
+def test_words_from_the_shell_reach_a_model_with_a_lexicon(
+    run: Path, tmp_path: Path, tag: Callable[..., Tagged]
+) -> None:
+    settings = {"lexicon": ["tiny-words"], "dimension": 8, "width": 16, "num_heads": 2, "feed_forward": 24}
+    model = tiny.build("flat", settings).eval()
+    assert isinstance(model, Tagger)
+    assert model.lexicon is not None
+    (tmp_path / "model").mkdir()
+    model.save(tmp_path / "model")
+    text = "他在绝区零里遇到了王小明，去了北京"
+    words, more = tmp_path / "words.txt", tmp_path / "more.txt"
+    words.write_text("绝区零\n王小明\n", encoding="utf-8")
+    more.write_text("北京去\n遇到了\n", encoding="utf-8")
+
+    def answers() -> list[dict[str, Any]]:
+        assert isinstance(model, Tagger)
+        return [dataclasses.asdict(entity) for entity in model.predict([text])[0].entities]
+
+    plain = answers()
+    model.lexicon.add(["绝区零", "王小明", "北京去", "遇到了"])
+    assert answers() != plain
+    code, lines, err = tag([tmp_path / "model", "--lexicon", words, "--lexicon", more], text + "\n")
+    assert (code, lines[0]["entities"]) == (0, answers())
+    assert f"{more}: 2 words more in the lexicon, {len(model.lexicon)} in all" in err
+    assert tag([tmp_path / "model"], text + "\n")[1][0]["entities"] == plain  # the folder is as it was
+
+    code, lines, err = tag([run, "--lexicon", words], text + "\n")
+    assert (code, lines) == (2, [])
+    assert err.startswith("--lexicon: the model must have a lexicon, but")
+    code, lines, err = tag([tmp_path / "model", "--lexicon", tmp_path / "none.txt"], text + "\n")
+    assert (code, lines) == (2, [])
+    assert "none.txt" in err
 
 
 def test_predict_wants_strings(run: Path) -> None:

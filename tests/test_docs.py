@@ -9,7 +9,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
@@ -24,6 +24,7 @@ from hanzoo.models.layers.encoder import EncoderModel
 from hanzoo.models.model import Tagger
 from hanzoo.recipe import check_recipe, load_recipe
 from hanzoo.recipes.figures import BEGIN, END
+from tests import tiny
 from tests.fixtures import trained_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -230,7 +231,7 @@ def _problem_of_call(name: str, arguments: list[str], runs: set[str]) -> str:
 
 def environment_keys() -> set[str]:
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "data").glob("*.py"))
-    return set(re.findall(r'environ[^\n]*"(HANZOO_[A-Z]+)"', sources))
+    return set(re.findall(r'environ[^\n]*?"(HANZOO_[A-Z]+)"', sources))
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -317,15 +318,36 @@ def test_the_recipe_of_the_readme_is_one() -> None:
     assert recipe.data.path == "my.jsonl"
 
 
+def run_python(written: str, run: Path) -> dict[str, Any]:
+    """Run the README's Python that loads `written`, with another run in its place; what it leaves."""
+    (code,) = (
+        block.text for block in blocks(page("README.md")) if block.language == "python" and written in block.text
+    )
+    left: dict[str, Any] = {}
+    exec(compile(ast.parse(code.replace(written, str(run))), "README.md", "exec"), left)
+    return left
+
+
+@pytest.mark.usefixtures("lexicons")
+def test_the_python_of_the_lexicon_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"lexicon": ["tiny-words"], "dimension": 8, "width": 16, "num_heads": 2, "feed_forward": 24}
+    (tmp_path / "model").mkdir()
+    model = tiny.build("flat", settings)
+    model.save(tmp_path / "model")
+    (tmp_path / "my_words.txt").write_text("一下午\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    tagger = run_python("runs/cluener_flat", tmp_path / "model")["tagger"]
+    assert {"绝区零", "一下午"} <= set(tagger.lexicon)
+    assert "星穹铁道" not in tagger.lexicon
+    assert len(tagger.lexicon) == len(model.lexicon) + 2  # type: ignore[arg-type]
+
+
 def test_the_python_of_the_readme_runs(
     tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (block,) = (block for block in blocks(page("README.md")) if block.language == "python")
     run = trained_run(tmp_path_factory)
     capsys.readouterr()
-    code = block.text.replace("runs/cluener_bilstm_crf", str(run))
-    assert str(run) in code
-    exec(compile(ast.parse(code), "README.md", "exec"), {})
+    run_python("runs/cluener_bilstm_crf", run)
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("0 4 company 浙商银行 ") for line in lines), lines
 

@@ -27,19 +27,55 @@ from hanzoo.training.distillation import common_form
 from hanzoo.training.trick import build_tricks, trick_class, trick_names
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("deterministic", "encoders")
+pytestmark = pytest.mark.usefixtures("deterministic", "encoders", "lexicons")
 
 # Windows of 16 characters, so that the longer sentences of `tiny` need two or three.
 SETTINGS: dict[str, dict[str, Any]] = {
     "bilstm_crf": {"dimension": 8, "hidden": 12, "num_layers": 2, "unknown_rate": 0.1},
     "encoder_crf": {"encoder": "tiny-bert", "window": 16, "lstm_hidden": 16},
+    "encoder_flat": {
+        "encoder": "tiny-bert",
+        "window": 16,
+        "lexicon": ["tiny-words"],
+        "dimension": 8,
+        "width": 16,
+        "num_heads": 2,
+        "feed_forward": 24,
+        "unknown_rate": 0.1,
+    },
     "encoder_softmax": {"encoder": "tiny-albert", "window": 16},
+    "flat": {
+        "lexicon": ["tiny-words"],
+        "dimension": 8,
+        "width": 16,
+        "num_heads": 2,
+        "num_layers": 2,
+        "feed_forward": 24,
+        "unknown_rate": 0.1,
+        "dropout_attention": 0.1,
+    },
     "global_pointer": {"encoder": "tiny-bert", "window": 16, "dimension": 8},
 }
 NO_RANDOMNESS: dict[str, dict[str, Any]] = {
     "bilstm_crf": {"dropout_embedding": 0.0, "dropout_hidden": 0.0, "unknown_rate": 0.0},
     "encoder_crf": {"encoder_dropout": 0.0, "dropout_hidden": 0.0},
+    "encoder_flat": {
+        "encoder_dropout": 0.0,
+        "dropout_embedding": 0.0,
+        "dropout_word": 0.0,
+        "dropout_feed_forward": 0.0,
+        "dropout_hidden": 0.0,
+        "unknown_rate": 0.0,
+    },
     "encoder_softmax": {"encoder_dropout": 0.0, "dropout_hidden": 0.0},
+    "flat": {
+        "dropout_embedding": 0.0,
+        "dropout_word": 0.0,
+        "dropout_feed_forward": 0.0,
+        "dropout_attention": 0.0,
+        "dropout_hidden": 0.0,
+        "unknown_rate": 0.0,
+    },
     "global_pointer": {"encoder_dropout": 0.0, "dropout_hidden": 0.0},
 }
 TRICKS: dict[str, list[dict[str, Any]]] = {
@@ -136,8 +172,26 @@ def scrambled(batch: Any) -> Any:
         pieces = torch.where(windows.mask, windows.pieces, windows.pieces[:, 1:2].flip(0))
         places = torch.where(batch.mask, windows.places, windows.places[:, :1].flip(0))
         changed["windows"] = dataclasses.replace(windows, pieces=pieces, places=places)
+    if hasattr(batch, "words"):
+        changed |= scrambled_lattice(batch)
     assert changed
     return dataclasses.replace(batch, **changed)
+
+
+def scrambled_lattice(batch: Any) -> dict[str, Any]:
+    """Other words, of other places and lengths, at the padding behind the words."""
+    positions = batch.positions
+    real = positions.mask
+    of_words = real[:, positions.seq :]
+    assert not of_words.all()
+    assert len(positions.lengths) > 1
+    starts = torch.where(real, positions.starts, positions.starts.flip(1).clamp(max=positions.seq - 2))
+    starts[:, : positions.seq] = positions.starts[:, : positions.seq]  # of a character column its own number, always
+    kinds = torch.where(real | (torch.arange(real.shape[1]) < positions.seq), positions.kinds, 1)
+    return {
+        "words": torch.where(of_words, batch.words, batch.words[:, :1].flip(0)),
+        "positions": dataclasses.replace(positions, starts=starts, kinds=kinds),
+    }
 
 
 @every_model
@@ -273,7 +327,9 @@ def test_the_fisher_information_of_drawn_targets(name: str) -> None:
 
 
 @pytest.fixture(scope="module", params=model_names())
-def learnt(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, encoders: Path) -> Model:
+def learnt(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, encoders: Path, lexicons: Path
+) -> Model:
     """A model that has learnt eight sentences by heart."""
     folder = tmp_path_factory.mktemp(request.param)
     model = quiet(request.param)

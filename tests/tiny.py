@@ -72,6 +72,20 @@ def build(name: str, settings: Mapping[str, Any], seed: int = 1, of: TaggingData
     return cls.build(cls.Config(**settings), data() if of is None else of)
 
 
+# Words that the sentences hold, overlapping and nested ones among them; then words that they do not hold.
+WORDS = (
+    "北京", "上海", "广州", "成都", "西安", "王小明", "小明", "刘洋", "云山", "云山银行", "银行", "长河", "科技", "长河科技",
+    "明月", "书店", "工作", "上月", "分行", "下雨", "电话", "打不通", "不通", "实习", "一年", "多后", "后来", "太长", "记得",
+    "最后", "秋天", "搬家", "票卖完", "卖完", "着急", "招人",
+    "台州", "丙丁", "吃bb", "很多", "很多话", "南京", "南京市", "市长", "长江", "大桥", "长江大桥", "江大桥", "😀𠮷", "北京南",
+)  # fmt: skip
+
+
+def write_lexicon(path: Path) -> None:
+    """A word list."""
+    path.write_text("".join(word + "\n" for word in WORDS), encoding="utf-8")
+
+
 def write_encoder(folder: Path, kind: Literal["bert", "albert"] = "bert", **settings: Any) -> Path:
     """A small encoder with random weights as a Hugging Face folder: float16, as many that are published; with a pooler.
 

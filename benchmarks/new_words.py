@@ -1,0 +1,119 @@
+"""Do words that are added after training help? Ten product names that neither train nor the lexicon holds, each in a sentence.
+
+    HANZOO_DATA=... python benchmarks/new_words.py --run RUN [--save]
+
+The names and their sentences are in `new_words.json`, written before any model was asked. Refused where a name is in the run's
+train or in its lexicon. A name is found where one of the entities has exactly its place; its label is said beside it. Each
+sentence is tagged before and after all ten names were added, and the entities of all other places are counted in both.
+
+A word that a text does not hold changes nothing: the emissions of 200 sentences of dev that hold none of the names must be the same
+to the bit before and after. The control: those of the ten sentences must not be.
+
+A line of JSON ends the output; --save also writes it to benchmarks/results/new_words.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # a checkout that is not installed works too
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from hanzoo.build import load_data, load_tagger  # noqa: E402
+from hanzoo.data.document import Document  # noqa: E402
+from hanzoo.errors import RunError  # noqa: E402
+from hanzoo.models.model import Tagger  # noqa: E402
+from hanzoo.recipe import load_recipe  # noqa: E402
+
+NAMES = Path(__file__).with_suffix(".json")
+RESULTS = ROOT / "benchmarks" / "results" / "new_words.json"
+UNTOUCHED = 200  # sentences of dev
+
+
+def found(model: Tagger, cases: Sequence[dict[str, str]]) -> tuple[dict[str, str], int]:
+    """The label of each name that is found at its place, and the number of other entities."""
+    labels, others = {}, 0
+    for case, tagged in zip(cases, model.predict([case["text"] for case in cases]), strict=True):
+        start = case["text"].index(case["word"])
+        for entity in tagged.entities:
+            if (entity.start, entity.end) == (start, start + len(case["word"])):
+                labels[case["word"]] = entity.label
+            else:
+                others += 1
+    return labels, others
+
+
+@torch.inference_mode()
+def emissions(model: Tagger, texts: Sequence[str]) -> list[Tensor]:
+    """Of one text after the other, so that nothing but the text and the lexicon decides them."""
+    return [model(model.collate([model.featurize(Document(text))])) for text in texts]
+
+
+def measure(model: Tagger, cases: Sequence[dict[str, str]], untouched: Sequence[str]) -> dict[str, Any]:
+    """Names found before and after, and whether what holds none of them is the same to the bit."""
+    assert model.lexicon is not None
+    texts = [case["text"] for case in cases]
+    (before, others_before), still, moved = found(model, cases), emissions(model, untouched), emissions(model, texts)
+    added = model.lexicon.add([case["word"] for case in cases])
+    assert added == len(cases)
+    (after, others_after), still_after, moved_after = (
+        found(model, cases),
+        emissions(model, untouched),
+        emissions(model, texts),
+    )
+    assert all(not torch.equal(one, other) for one, other in zip(moved, moved_after, strict=True)), "no word was seen"
+    return {
+        "before": before,
+        "after": after,
+        "other_entities": [others_before, others_after],
+        "untouched": len(untouched),
+        "untouched_equal": all(torch.equal(one, other) for one, other in zip(still, still_after, strict=True)),
+    }
+
+
+def main() -> None:
+    """Measure, print the table and the line."""
+    parser = argparse.ArgumentParser(description="Names that are added to a model's lexicon after training.")
+    parser.add_argument(
+        "--run", type=Path, required=True, help="a run directory of a model with a lexicon, of one seed"
+    )
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/new_words.json")
+    options = parser.parse_args()
+    cases = json.loads(NAMES.read_text(encoding="utf-8"))
+    model = load_tagger(options.run)
+    recipe = load_recipe(options.run / "recipe.yaml")
+    data = load_data(recipe)
+    if model.lexicon is None:
+        raise RunError(f"{options.run}: the model must have a lexicon, but has none. Give a run of flat.")
+    for case in cases:
+        assert case["word"] in case["text"]
+        if case["word"] in model.lexicon or any(case["word"] in document.text for document in data.train):
+            raise RunError(f"{options.run}: {case['word']} must be new to the model, but is in its train or lexicon.")
+    untouched = [
+        document.text
+        for document in data.dev
+        if document.text and not any(case["word"] in document.text for case in cases)
+    ]
+    measured = measure(model, cases, untouched[:UNTOUCHED])
+    print(f"{'name':12}{'before':>14}{'after':>14}")
+    for case in cases:
+        word = case["word"]
+        print(f"{word:12}{measured['before'].get(word, '-'):>14}{measured['after'].get(word, '-'):>14}")
+    line = {"benchmark": "new_words", "asked": {"after": 8, "before": 3}, "model": recipe.name, "words": len(cases)}
+    line |= {"found_before": len(measured["before"]), "found_after": len(measured["after"]), **measured}
+    text = json.dumps(line, ensure_ascii=False)
+    if options.save:
+        RESULTS.write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
