@@ -25,8 +25,7 @@ class Lattice:
     Attributes:
         starts: (batch, columns) int64: first character (FLAT: head); of a character column its own number, also at padding.
         kinds: (batch, columns) int64: place of the length in `lengths`; 0 for characters and at padding.
-        mask: (batch, columns) bool, True = real.
-        counts: (batch, 2) int64: characters and words of each text; either's columns are filled from the left.
+        mask: (batch, columns) bool, True = real; of characters and of words each text's are the first.
         lengths: the distances from head to tail that occur, rising; the first is 0, a character's.
         seq: columns of characters.
     """
@@ -34,7 +33,6 @@ class Lattice:
     starts: Tensor
     kinds: Tensor
     mask: Tensor
-    counts: Tensor
     lengths: tuple[int, ...]
     seq: int
 
@@ -73,7 +71,6 @@ class Lattice:
             torch.from_numpy(starts),
             torch.from_numpy(kinds),
             torch.from_numpy(mask),
-            torch.from_numpy(counts),
             tuple(lengths.tolist()),
             seq,
         )
@@ -81,7 +78,5 @@ class Lattice:
     def to(self, device: torch.device) -> Self:
         if device.type == "cpu":
             return self
-        moved = {
-            name: getattr(self, name).to(device, non_blocking=True) for name in ("starts", "kinds", "mask", "counts")
-        }
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("starts", "kinds", "mask")}
         return replace(self, **moved)

@@ -18,17 +18,14 @@ Each layer has a W_r of its own; the release shares one between layers, which is
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 from hanzoo.data.lattice import Lattice
-from hanzoo.models.layers.relative_kernels import relative_kernels
+from hanzoo.models.layers.relative_products import relative_scores
 
 SCORES_A_BLOCK = 1 << 23  # numbers: with more, queries are walked in blocks, and a backward pass computes them again
 SINUSOID_BASE = 10_000.0
@@ -137,16 +134,19 @@ class RelativeAttention(nn.Module):
         encodings = sinusoids(seq - 1 + longest, self.fusion.out_features, self.fusion.weight)
         parts = [encodings @ weight.T for weight in torch.split(self.fusion.weight, self.fusion.out_features, dim=1)]
 
-        def rows(part: Tensor, offset: int) -> Tensor:
-            """Its rows for the distances head_i - head_j + offset."""
-            return part.narrow(0, longest - offset, shifts)
+        places = torch.arange(shifts, device=encodings.device) + longest
+        of_queries = torch.tensor(asking, device=encodings.device).view(-1, 1, 1)
+        of_keys = torch.tensor(lengths, device=encodings.device).view(1, -1, 1)
 
-        both = torch.stack([rows(parts[-1], i - j) for i in asking for j in lengths])
-        total = both.view(len(asking), len(lengths), shifts, -1) + rows(parts[0], 0) + self.fusion.bias
+        def rows(part: Tensor, offsets: Tensor) -> Tensor:
+            """Its rows for the distances head_i - head_j + offset."""
+            return F.embedding(places - offsets, part)
+
+        total = rows(parts[-1], of_queries - of_keys) + (rows(parts[0], torch.zeros_like(places)) + self.fusion.bias)
         if self.four_positions:
-            total = total + torch.stack([rows(parts[1], -j) for j in lengths])
-            total = total + torch.stack([rows(parts[2], i) for i in asking]).unsqueeze(1)
-        projected: Tensor = self.relative(total.relu())
+            total += rows(parts[1], -of_keys)
+            total += rows(parts[2], of_queries)
+        projected: Tensor = self.relative(total.relu_())
         return projected.view(*total.shape[:3], self.num_heads, -1)
 
     def _attend(
@@ -178,143 +178,6 @@ class RelativeAttention(nn.Module):
     ) -> Tensor:  # fmt: skip
         scores = torch.matmul(content, keys)
         scores += relative_scores(position, table, positions, first)
-        scores = scores.masked_fill_(~positions.mask[:, None, None], -torch.inf)
+        scores += scores.new_zeros(positions.mask.shape).masked_fill_(~positions.mask, -torch.inf)[:, None, None]
         weights = F.dropout(scores.softmax(-1), self.dropout, self.training)
         return torch.matmul(weights, values)
-
-
-def relative_scores(queries: Tensor, table: Tensor, positions: Lattice, first: int = 0) -> Tensor:
-    """The product of each query with the row of the table for each key.
-
-    Args:
-        queries: (batch, heads, queries, head width) float: of the columns from `first` on.
-        table: (query lengths, key lengths, shifts, heads, head width), as `RelativeAttention.table` gives it.
-        positions: of the batch.
-        first: column of the first query.
-
-    Returns:
-        (batch, heads, queries, columns) float; what stands where query or key is padding means nothing.
-    """
-    if queries.device.type == "cpu":
-        found: Tensor = _Scores.apply(queries, table, positions, first)  # type: ignore[no-untyped-call]
-        return found
-    return gathered_scores(queries, table, positions, first)
-
-
-def gathered_scores(queries: Tensor, table: Tensor, positions: Lattice, first: int = 0) -> Tensor:
-    """`relative_scores` on any device: from torch's own operations."""
-    columns = slice(first, first + queries.shape[2])
-    starts, kinds = positions.starts, positions.kinds
-    shifts = starts.unsqueeze(1) - starts[:, columns].unsqueeze(2) + positions.seq - 1  # (batch, queries, keys)
-    places = kinds.unsqueeze(1) * table.shape[2] + shifts
-    if table.shape[0] == 1:  # all queries share their rows: one product, then the numbers are picked
-        rows = table[0].flatten(0, 1)
-        every = torch.einsum("bhqd,rhd->bhqr", queries, rows)
-        return every.gather(3, places.unsqueeze(1).expand(-1, queries.shape[1], -1, -1))
-    places = kinds[:, columns].unsqueeze(2) * (table.shape[1] * table.shape[2]) + places
-    rows = table.flatten(0, 2).index_select(0, places.flatten()).view(*places.shape, *table.shape[3:])
-    return torch.einsum("bhqd,bqkhd->bhqk", queries, rows)
-
-
-# The compiled form. Scores are bilinear in queries and table; so are the gradients in theirs. Each of the three functions is
-# differentiated by the other two, to any order.
-
-
-def _run(name: str, head_width: int, num_heads: int, *arguments: Any) -> None:
-    """Run a kernel for all heads, on as many threads as torch has."""
-    kernel = getattr(relative_kernels(head_width), name)
-    *inputs, outputs = arguments
-    threads = min(num_heads, torch.get_num_threads())
-    if threads == 1:
-        for head in range(num_heads):
-            kernel(*inputs, head, *outputs)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda head: kernel(*inputs, head, *outputs), range(num_heads)))
-
-
-def _arrays(*tensors: Tensor) -> list[NDArray[Any]]:
-    return [tensor.detach().contiguous().numpy() for tensor in tensors]
-
-
-def _places(positions: Lattice, first: int) -> tuple[Any, ...]:
-    return (*_arrays(positions.starts, positions.kinds, positions.counts), positions.seq, first)
-
-
-def _turned(table: Tensor) -> Tensor:
-    """The rows for characters as keys, (query lengths, heads, head width, shifts)."""
-    return table.detach()[:, 0].permute(0, 2, 3, 1).contiguous()
-
-
-class _Scores(torch.autograd.Function):
-    """q_i . t(i, j)."""
-
-    @staticmethod
-    def forward(ctx: Any, queries: Tensor, table: Tensor, positions: Lattice, first: int) -> Tensor:
-        ctx.save_for_backward(queries, table)
-        ctx.positions, ctx.first = positions, first
-        out = queries.new_empty(*queries.shape[:3], positions.starts.shape[1])
-        arrays = _arrays(queries, table, _turned(table))
-        _run("scores", queries.shape[3], queries.shape[1], *arrays, *_places(positions, first), (out.numpy(),))
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        queries, table = ctx.saved_tensors
-        of_queries = (
-            _QueryGradient.apply(grads[0], table, ctx.positions, ctx.first) if ctx.needs_input_grad[0] else None  # type: ignore[no-untyped-call]
-        )
-        of_table = (
-            _TableGradient.apply(grads[0], queries, table.shape, ctx.positions, ctx.first)  # type: ignore[no-untyped-call]
-            if ctx.needs_input_grad[1]
-            else None
-        )
-        return of_queries, of_table, None, None
-
-
-class _QueryGradient(torch.autograd.Function):
-    """Sum over j of g_ij t(i, j)."""
-
-    @staticmethod
-    def forward(ctx: Any, grads: Tensor, table: Tensor, positions: Lattice, first: int) -> Tensor:
-        ctx.save_for_backward(grads, table)
-        ctx.positions, ctx.first = positions, first
-        out = grads.new_empty(*grads.shape[:3], table.shape[4])
-        arrays = _arrays(grads, table, _turned(table))
-        _run("query_gradient", table.shape[4], table.shape[3], *arrays, *_places(positions, first), (out.numpy(),))
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *along: Any) -> tuple[Tensor | None, ...]:
-        grads, table = ctx.saved_tensors
-        of_grads = _Scores.apply(along[0], table, ctx.positions, ctx.first) if ctx.needs_input_grad[0] else None  # type: ignore[no-untyped-call]
-        of_table = (
-            _TableGradient.apply(grads, along[0], table.shape, ctx.positions, ctx.first)  # type: ignore[no-untyped-call]
-            if ctx.needs_input_grad[1]
-            else None
-        )
-        return of_grads, of_table, None, None
-
-
-class _TableGradient(torch.autograd.Function):
-    """For each row of the table the sum over its pairs of g_ij q_i."""
-
-    @staticmethod
-    def forward(ctx: Any, grads: Tensor, queries: Tensor, shape: torch.Size, positions: Lattice, first: int) -> Tensor:
-        ctx.save_for_backward(grads, queries)
-        ctx.positions, ctx.first = positions, first
-        out = grads.new_zeros(shape)
-        turned = grads.new_zeros(shape[0], shape[3], shape[4], shape[2])
-        results = (out.numpy(), turned.numpy())
-        _run("table_gradient", shape[4], shape[3], *_arrays(grads, queries), *_places(positions, first), results)
-        out[:, 0] += turned.permute(0, 3, 1, 2)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *along: Any) -> tuple[Tensor | None, ...]:
-        grads, queries = ctx.saved_tensors
-        of_grads = _Scores.apply(queries, along[0], ctx.positions, ctx.first) if ctx.needs_input_grad[0] else None  # type: ignore[no-untyped-call]
-        of_queries = (
-            _QueryGradient.apply(grads, along[0], ctx.positions, ctx.first) if ctx.needs_input_grad[1] else None  # type: ignore[no-untyped-call]
-        )
-        return of_grads, of_queries, None, None, None

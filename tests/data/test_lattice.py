@@ -42,12 +42,10 @@ def test_a_batch_is_each_text_by_itself_and_padding(texts: list[str], more: int)
     lattice = lattice_of(texts, more)
     for row, text in enumerate(texts):
         assert tokens(lattice, row) == plain(text)
-        assert lattice.counts[row].tolist() == [len(text), len(plain(text)) - len(text)]
     assert lattice.seq == max(map(len, texts)) + more
     assert lattice.starts[:, : lattice.seq].eq(torch.arange(lattice.seq)).all()
     assert not lattice.kinds[~lattice.mask].any()
-    for number, side in enumerate((lattice.mask[:, : lattice.seq], lattice.mask[:, lattice.seq :])):
-        assert side.sum(1).tolist() == lattice.counts[:, number].tolist()
+    for side in (lattice.mask[:, : lattice.seq], lattice.mask[:, lattice.seq :]):
         assert side.long().diff(dim=1).le(0).all()  # filled from the left
 
 
@@ -57,5 +55,4 @@ def test_two_texts_by_hand() -> None:
     assert lattice.kinds.tolist() == [[0, 0, 0, 1], [0, 0, 0, 0]]
     assert lattice.mask.tolist() == [[True] * 4, [True, False, False, False]]
     assert lattice.lengths == (0, 1)
-    assert lattice.counts.tolist() == [[3, 1], [1, 0]]
     assert lattice.seq == 3

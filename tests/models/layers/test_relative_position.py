@@ -1,8 +1,8 @@
-"""Relative attention over a lattice against the loops over pairs: values, gradients, blocks, threads, padding, precision."""
+"""Relative attention over a lattice against the loops over pairs: values, gradients, blocks, padding, precision."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +12,12 @@ from torch import Tensor
 
 from hanzoo.data.lattice import Lattice
 from hanzoo.models.layers import relative_position as module
-from hanzoo.models.layers.relative_position import RelativeAttention, gathered_scores, relative_scores
+from hanzoo.models.layers import relative_products as products
+from hanzoo.models.layers.relative_position import RelativeAttention
+from hanzoo.models.layers.relative_products import relative_scores
 from tests.references import flat as reference
 
-WIDTH, HEADS = 12, 2  # six numbers a head: four and two, which the kernels walk in two loops
+WIDTH, HEADS = 12, 2  # six numbers a head
 TEXTS = ("南京市长江大桥", "长江", "北市长")  # seven words, one, one
 WORDS = ("南京", "南京市", "市长", "长江", "大桥", "长江大桥", "江大桥", "北京")
 OPTIONS: list[dict[str, bool]] = [
@@ -146,13 +148,6 @@ def blocks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Lattices], list[in
         return seen
 
     return set_to
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 # Equal to the loops.
@@ -293,7 +288,16 @@ def test_second_derivatives_through_blocks(blocks: Callable[[int, Lattices], lis
     assert max(seen) > 0
 
 
-# The compiled part.
+# The products.
+
+
+@pytest.fixture(params=["matrices", "rows", "some rows, small blocks"])
+def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How products with words are made: as they come, or each way for all; in blocks of two queries, or one block."""
+    common, queries = {"matrices": (100, 16), "rows": (0, 16), "some rows, small blocks": (11, 2)}[request.param]
+    monkeypatch.setattr(products, "COMMON", common)
+    monkeypatch.setattr(products, "QUERIES_A_BLOCK", queries)
+    return str(request.param)
 
 
 def pairs(several: bool, first: int, num_queries: int) -> tuple[Tensor, Tensor, Lattice]:
@@ -311,9 +315,20 @@ def pairs(several: bool, first: int, num_queries: int) -> tuple[Tensor, Tensor, 
 several_lengths = pytest.mark.parametrize("several", [True, False], ids=["words ask too", "characters ask"])
 
 
+def test_the_ways_differ(ways: str) -> None:
+    _, _, positions = pairs(True, 0, 14)
+    blocks = products.plan(positions, 0, 14).blocks
+    assert len(positions.lengths) == 4
+    by_rows = {"matrices": 0, "rows": 3, "some rows, small blocks": 1}[ways]
+    assert {len(block.keys) for block in blocks} == {4 - by_rows}
+    assert any(len(block.rows) for block in blocks) == (by_rows > 0)
+    assert (len(blocks) > 4) == ("small" in ways)
+
+
 @several_lengths
-@pytest.mark.parametrize(("first", "num_queries"), [(0, 7), (2, 3), (4, 3), (0, 14), (5, 6)])
-def test_scores_of_torch_and_of_the_kernels_are_those_by_hand(several: bool, first: int, num_queries: int) -> None:
+@pytest.mark.usefixtures("ways")
+@pytest.mark.parametrize(("first", "num_queries"), [(0, 7), (2, 3), (4, 3), (0, 14), (5, 6), (9, 2)])
+def test_scores_are_those_by_hand(several: bool, first: int, num_queries: int) -> None:
     if not several and first + num_queries > 7:
         pytest.skip("words do not ask")
     queries, table, positions = pairs(several, first, num_queries)
@@ -327,48 +342,30 @@ def test_scores_of_torch_and_of_the_kernels_are_those_by_hand(several: bool, fir
     by_hand = torch.stack(rows)
     weights = torch.linspace(-1, 2, len(rows), dtype=torch.float64)
     expected = torch.autograd.grad((by_hand * weights).sum(), [queries, table])
-    for function in (relative_scores, gathered_scores):
-        found = function(queries, table, positions, first)[real]
-        assert torch.allclose(found, by_hand, rtol=0, atol=1e-12)
-        grads = torch.autograd.grad((found * weights).sum(), [queries, table])
-        for of_found, of_hand in zip(grads, expected, strict=True):
-            assert torch.allclose(of_found, of_hand, rtol=0, atol=1e-11)
-            assert of_hand.abs().max() > 1
+    scores = relative_scores(queries, table, positions, first)
+    assert scores.isfinite().all()
+    found = scores[real]
+    assert torch.allclose(found, by_hand, rtol=0, atol=1e-12)
+    grads = torch.autograd.grad((found * weights).sum(), [queries, table])
+    for of_found, of_hand in zip(grads, expected, strict=True):
+        assert torch.allclose(of_found, of_hand, rtol=0, atol=1e-11)
+        assert of_hand.abs().max() > 1
     if first:
         assert not torch.allclose(relative_scores(queries, table, positions, first - 1)[real], by_hand)
 
 
 @several_lengths
-@pytest.mark.parametrize("name", ["_Scores", "_QueryGradient", "_TableGradient"])
-def test_first_and_second_derivatives_of_the_kernels(several: bool, name: str) -> None:
+@pytest.mark.usefixtures("ways")
+def test_first_and_second_derivatives_of_scores(several: bool) -> None:
     first, num_queries = (5, 6) if several else (3, 4)
     queries, table, positions = pairs(several, first, num_queries)
-    columns = positions.starts.shape[1]
-    generator = torch.Generator().manual_seed(5)
-    grads = torch.randn(3, HEADS, num_queries, columns, generator=generator, dtype=torch.float64).requires_grad_()
-    function = getattr(module, name)
-    calls: dict[str, tuple[Callable[..., Any], tuple[Tensor, Tensor]]] = {
-        "_Scores": (lambda q, t: function.apply(q, t, positions, first), (queries, table)),
-        "_QueryGradient": (lambda g, t: function.apply(g, t, positions, first), (grads, table)),
-        "_TableGradient": (lambda g, q: function.apply(g, q, table.shape, positions, first), (grads, queries)),
-    }
-    call, inputs = calls[name]
-    assert torch.autograd.gradcheck(call, inputs, fast_mode=True)
-    assert torch.autograd.gradgradcheck(call, inputs, fast_mode=True)
-    assert call(*inputs).any()
 
+    def scores(queries: Tensor, table: Tensor) -> Tensor:
+        return relative_scores(queries, table, positions, first)
 
-@pytest.mark.usefixtures("threads")
-def test_threads_give_the_same_bits() -> None:
-    made, batch = attention(4).float(), in_float32(lattices())
-    found = []
-    for number in (1, 2):
-        torch.set_num_threads(number)
-        queries, table, positions = pairs(True, 0, 14)
-        scores = relative_scores(queries.float(), table.float(), positions)
-        grads = torch.autograd.grad(scores.square().sum(), [queries, table])
-        found.append([*results(made, batch).values(), scores.detach(), *grads])
-    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+    assert torch.autograd.gradcheck(scores, (queries, table), fast_mode=True)
+    assert torch.autograd.gradgradcheck(scores, (queries, table), fast_mode=True)
+    assert scores(queries, table).any()
 
 
 # Padding, lengths, precision.
@@ -384,7 +381,7 @@ def test_the_content_of_padding_means_nothing() -> None:
     starts[~mask], kinds[~mask] = 2, 1
     starts[:, :7] = batch.positions.starts[:, :7]
     kinds[:, :7] = 0
-    moved = Lattice(starts, kinds, mask, batch.positions.counts, batch.positions.lengths, 7)
+    moved = Lattice(starts, kinds, mask, batch.positions.lengths, 7)
     changed = results(made, batch._replace(hidden=other.requires_grad_(), positions=moved))
     for name, value in plain.items():
         assert torch.equal(changed[name], value), name
@@ -462,7 +459,8 @@ def test_positions_of_texts() -> None:
     assert batch.spans == [[(0, 2), (0, 4), (1, 4), (2, 4)], [], [(0, 3), (1, 3)]]
     assert positions.lengths == (0, 1, 2, 3)
     assert positions.seq == 5
-    assert positions.counts.tolist() == [[4, 4], [1, 0], [3, 2]]
+    assert positions.mask[:, : positions.seq].sum(1).tolist() == [4, 1, 3]
+    assert positions.mask[:, positions.seq :].sum(1).tolist() == [4, 0, 2]
     assert positions.starts[:, :5].tolist() == [[0, 1, 2, 3, 4]] * 3
     assert positions.starts[:, 5:].tolist() == [[0, 0, 1, 2, 0], [0] * 5, [0, 1, 0, 0, 0]]
     assert positions.kinds[:, :5].tolist() == [[0] * 5] * 3
