@@ -9,7 +9,7 @@ in the release the words of a text follow its own characters directly.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -17,9 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hanzoo.data.movable import Movable
+
 
 @dataclass(frozen=True)
-class Lattice:
+class Lattice(Movable):
     """Where the characters and words of a batch of texts stand. Columns: first those of the characters, then those of the words.
 
     Attributes:
@@ -74,9 +76,3 @@ class Lattice:
             tuple(lengths.tolist()),
             seq,
         )
-
-    def to(self, device: torch.device) -> Self:
-        if device.type == "cpu":
-            return self
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("starts", "kinds", "mask")}
-        return replace(self, **moved)

@@ -11,14 +11,16 @@ Cost: window / (window - overlap) times the characters.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from hanzoo.data.movable import Movable
 
 COLUMNS = 8
 """Rows are padded to a multiple of it: kernels may be made, and kept, for each shape, so the fewer shapes the better; and GPUs
@@ -75,7 +77,7 @@ def cut(length: int, window: int, overlap: int) -> list[Window]:
 
 
 @dataclass(frozen=True)
-class Windows:
+class Windows(Movable):
     """The windows of several texts, padded: the rows that an encoder reads for a batch.
 
     Attributes:
@@ -97,13 +99,6 @@ class Windows:
     ends: Tensor
     own_starts: Tensor
     own_ends: Tensor
-
-    def to(self, device: torch.device) -> Self:
-        if device.type == "cpu":
-            return self
-        return type(self)(
-            **{field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}
-        )
 
     @property
     def samples(self) -> Tensor:

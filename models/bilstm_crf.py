@@ -11,7 +11,6 @@ Cost: the LSTM is nine tenths of a step; memory grows with batch x seq x hidden.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -26,7 +25,9 @@ from hanzoo.data.schemes import TagSet, flatten
 from hanzoo.data.vocabulary import Vocabulary
 from hanzoo.models.layers.character_tables import (
     CHARACTER_SHAPE,
+    CharacterBatch,
     CharacterConfig,
+    CharacterFeatures,
     CharacterTables,
     hide,
     pad_rows,
@@ -67,61 +68,6 @@ class BiLSTMCRFDescription(TaggerDescription):
     """
 
     dimensions: list[int] = Field(min_length=2, max_length=2)
-
-
-@dataclass(frozen=True, slots=True)
-class CharacterFeatures:
-    """One text as rows of the vocabularies.
-
-    Attributes:
-        characters: (length,) int64.
-        bigrams: (length,) int64; empty where the model uses none.
-        tags: (length,) int64 gold tags (nested entities flattened: the longer one is kept).
-    """
-
-    characters: np.ndarray
-    bigrams: np.ndarray
-    tags: np.ndarray
-
-    @property
-    def length(self) -> int:
-        return len(self.characters)
-
-
-@dataclass(frozen=True)
-class TaggingBatch:
-    """Padded texts.
-
-    Attributes:
-        characters: (batch, seq) int64, 0 = padding.
-        bigrams: (batch, seq) int64, 0 = padding; None where the model uses none.
-        tags: (batch, seq) int64, 0 at padding.
-        mask: (batch, seq) bool, True = real, a prefix of each row.
-        item_ids: (batch,) places in the training set; empty at inference.
-    """
-
-    characters: Tensor
-    bigrams: Tensor | None
-    tags: Tensor
-    mask: Tensor
-    item_ids: tuple[int, ...] = ()
-
-    @property
-    def num_units(self) -> Mapping[str, int]:
-        return {"crf": self.mask.shape[0]}
-
-    @property
-    def unit_lengths(self) -> Mapping[str, Tensor]:
-        return {"crf": self.mask.sum(dim=1)}
-
-    def to(self, device: torch.device) -> Self:
-        if device.type == "cpu":
-            return self
-        bigrams = None if self.bigrams is None else self.bigrams.to(device, non_blocking=True)
-        return replace(
-            self, characters=self.characters.to(device, non_blocking=True), bigrams=bigrams,
-            tags=self.tags.to(device, non_blocking=True), mask=self.mask.to(device, non_blocking=True),
-        )  # fmt: skip
 
 
 class BiLSTMCRF(CharacterTables, CRFTagger):
@@ -196,14 +142,14 @@ class BiLSTMCRF(CharacterTables, CRFTagger):
 
     def collate(
         self, features: Sequence[CharacterFeatures], draw: Draw | None = None, item_ids: Sequence[int] = ()
-    ) -> TaggingBatch:
+    ) -> CharacterBatch:
         lengths = np.array([item.length for item in features])
         mask = np.arange(int(lengths.max())) < lengths[:, None]
         character_ids = pad_rows((item.characters for item in features), mask)
         bigram_ids = pad_rows((item.bigrams for item in features), mask) if self.bigrams is not None else None
         tables = [ids for ids in (character_ids, bigram_ids) if ids is not None]
         hide(tables, [mask] * len(tables), self.config.unknown_rate, draw, item_ids)
-        return TaggingBatch(
+        return CharacterBatch(
             torch.from_numpy(character_ids),
             None if bigram_ids is None else torch.from_numpy(bigram_ids),
             torch.from_numpy(pad_rows((item.tags for item in features), mask)),
@@ -213,14 +159,14 @@ class BiLSTMCRF(CharacterTables, CRFTagger):
 
     # Batch to emissions; the head makes losses and spans of them.
 
-    def forward(self, batch: TaggingBatch) -> Tensor:
+    def forward(self, batch: CharacterBatch) -> Tensor:
         """Emissions, (batch, seq, num_tags) float; with several dropout masks one more dimension before them."""
         embedded = self.embed(batch.characters, batch.bigrams)
         embedded = variational_dropout(embedded, self.config.dropout_embedding, self.training)
         hidden = self.lstm(embedded, batch.mask)
         return self.emissions(hidden, self.config.dropout_hidden)
 
-    def attack_points(self, batch: TaggingBatch) -> Mapping[str, AttackPoint]:
+    def attack_points(self, batch: CharacterBatch) -> Mapping[str, AttackPoint]:
         rows = torch.arange(batch.mask.shape[0], device=batch.mask.device).unsqueeze(1)
         samples = torch.where(batch.mask, rows, -1)
         embeddings = {"characters": self.characters, "bigrams": self.bigrams}

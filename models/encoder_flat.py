@@ -8,7 +8,7 @@ Differs: texts that are longer than the encoder can read are read in windows; th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -45,19 +45,15 @@ class EncoderLatticeFeatures(LatticeFeatures):
     pieces: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EncoderLatticeBatch(LatticeBatch):
     """See `LatticeBatch`.
 
     Attributes:
-        windows: what the encoder reads; None only while the batch is being made.
+        windows: what the encoder reads.
     """
 
-    windows: Windows | None = None
-
-    def to(self, device: torch.device) -> Self:
-        assert self.windows is not None
-        return replace(super().to(device), windows=self.windows.to(device))
+    windows: Windows
 
 
 class EncoderFlat(EncoderModel, FlatTagger):

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from hanzoo.data.catalogue import TaggingData
 from hanzoo.data.document import Document, Span
+from hanzoo.data.movable import Movable
 from hanzoo.data.subwords import Subwords
 from hanzoo.data.windows import Windows, cut
 from hanzoo.models.layers.encoder import Encoder, EncoderConfig, EncoderModel, check_window
@@ -73,7 +74,7 @@ class SpanFeatures:
 
 
 @dataclass(frozen=True)
-class SpanBatch:
+class SpanBatch(Movable):
     """Padded texts.
 
     Attributes:
@@ -97,14 +98,6 @@ class SpanBatch:
     @property
     def unit_lengths(self) -> Mapping[str, Tensor]:
         return {"spans": torch.full((self.mask.shape[0],), self.num_labels, device=self.mask.device)}
-
-    def to(self, device: torch.device) -> Self:
-        if device.type == "cpu":
-            return self
-        return replace(
-            self, windows=self.windows.to(device), gold=self.gold.to(device, non_blocking=True),
-            mask=self.mask.to(device, non_blocking=True),
-        )  # fmt: skip
 
 
 def rotary_table(length: int, dimension: int, like: Tensor) -> tuple[Tensor, Tensor]:

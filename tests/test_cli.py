@@ -29,7 +29,8 @@ from hanzoo.errors import RunError
 from hanzoo.evaluation.cluener import LABELS
 from hanzoo.evaluation.report import show_figure
 from hanzoo.evaluation.scorers import Predictions
-from hanzoo.models.bilstm_crf import BiLSTMCRF, TaggingBatch
+from hanzoo.models.bilstm_crf import BiLSTMCRF
+from hanzoo.models.layers.character_tables import CharacterBatch
 from hanzoo.models.model import Tagger
 from hanzoo.recipe import bundled_recipes
 from hanzoo.recipes.figures import read_results
@@ -375,7 +376,7 @@ def test_evaluate_counts_as_others_do(run: Path, weak_run: Path, capsys: pytest.
 def test_scorers_differ_where_the_output_layer_has_no_constraints(
     weak_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def best_of_each(model: BiLSTMCRF, output: Tensor, batch: TaggingBatch) -> list[np.ndarray]:
+    def best_of_each(model: BiLSTMCRF, output: Tensor, batch: CharacterBatch) -> list[np.ndarray]:
         lengths = batch.mask.sum(1).tolist()
         return [row[:length].numpy() for row, length in zip(output.argmax(2), lengths, strict=True)]
 
@@ -398,7 +399,7 @@ def test_scorers_differ_where_the_output_layer_has_no_constraints(
 def test_scorers_of_a_model_that_says_spans_without_tags(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def spans(model: BiLSTMCRF, output: Tensor, batch: TaggingBatch) -> list[list[Span]]:
+    def spans(model: BiLSTMCRF, output: Tensor, batch: CharacterBatch) -> list[list[Span]]:
         return [[Span(0, 2, "name"), *overlapping] for _ in output]
 
     def predict(model: Tagger, documents: Sequence[Document]) -> Predictions:

@@ -277,6 +277,26 @@ def test_all_parameters_get_gradients(name: str) -> None:
         assert parameter.grad.any(), parameter_name
 
 
+def devices_of(value: Any) -> set[str]:
+    """Where all tensors of a dataclass are, those of dataclasses within it too."""
+    if isinstance(value, Tensor):
+        return {value.device.type}
+    if dataclasses.is_dataclass(value):
+        return set().union(*(devices_of(getattr(value, field.name)) for field in dataclasses.fields(value)))
+    return set()
+
+
+@every_model
+def test_a_batch_moves_as_a_whole(name: str) -> None:
+    model = tiny.build(name, SETTINGS[name])
+    batch = model.collate([model.featurize(item) for item in tiny.DOCUMENTS], item_ids=range(len(tiny.DOCUMENTS)))
+    moved = batch.to(torch.device("meta"))
+    assert devices_of(batch) == {"cpu"}
+    assert devices_of(moved) == {"meta"}
+    assert moved.item_ids == batch.item_ids == tuple(range(len(tiny.DOCUMENTS)))
+    assert batch.to(torch.device("cpu")) is batch
+
+
 @every_model
 def test_input_draws_are_keyed_by_item(name: str) -> None:
     model = tiny.build(name, SETTINGS[name])

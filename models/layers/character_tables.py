@@ -9,8 +9,8 @@ Source: characters and bigrams for Chinese as in Zhang and Yang 2018 (the "char 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hanzoo.data.document import Document
+from hanzoo.data.movable import Movable
 from hanzoo.data.vectors import Vectors, load_vectors
 from hanzoo.data.vocabulary import UNKNOWN, StartingRows, Vocabulary, bigrams, build_vocabulary, characters
 from hanzoo.models.layers.embedding import VocabularyEmbedding
@@ -56,14 +57,50 @@ def scaled_vectors(config: CharacterConfig) -> Vectors | None:
     return vectors if vectors is None or config.vector_scale is None else vectors.scaled(config.vector_scale)
 
 
-class CharacterRows(Protocol):
-    """What `pad_rows` reads of features: (length,) int64 each; bigrams empty where the model uses none."""
+@dataclass(frozen=True, slots=True)
+class CharacterFeatures:
+    """One text as rows of the vocabularies.
+
+    Attributes:
+        characters: (length,) int64.
+        bigrams: (length,) int64; empty where the model uses none.
+        tags: (length,) int64 gold tags (nested entities flattened: the longer one is kept).
+    """
+
+    characters: NDArray[np.int64]
+    bigrams: NDArray[np.int64]
+    tags: NDArray[np.int64]
 
     @property
-    def characters(self) -> NDArray[np.int64]: ...
+    def length(self) -> int:
+        return len(self.characters)
+
+
+@dataclass(frozen=True)
+class CharacterBatch(Movable):
+    """Padded texts.
+
+    Attributes:
+        characters: (batch, seq) int64, 0 = padding.
+        bigrams: (batch, seq) int64, 0 = padding; None where the model uses none.
+        tags: (batch, seq) int64, 0 at padding.
+        mask: (batch, seq) bool, True = real, a prefix of each row.
+        item_ids: (batch,) places in the training set; empty at inference.
+    """
+
+    characters: Tensor
+    bigrams: Tensor | None
+    tags: Tensor
+    mask: Tensor
+    item_ids: tuple[int, ...] = ()
 
     @property
-    def bigrams(self) -> NDArray[np.int64]: ...
+    def num_units(self) -> Mapping[str, int]:
+        return {"crf": self.mask.shape[0]}
+
+    @property
+    def unit_lengths(self) -> Mapping[str, Tensor]:
+        return {"crf": self.mask.sum(dim=1)}
 
 
 class CharacterTables(nn.Module):

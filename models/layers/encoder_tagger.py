@@ -6,7 +6,7 @@ The head reads the whole text as one sequence, however many windows the encoder 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hanzoo.data.catalogue import TaggingData
 from hanzoo.data.document import Document
+from hanzoo.data.movable import Movable
 from hanzoo.data.schemes import TagSet, flatten
 from hanzoo.data.subwords import Subwords
 from hanzoo.data.windows import Windows
@@ -58,7 +59,7 @@ class PieceFeatures:
 
 
 @dataclass(frozen=True)
-class PieceBatch:
+class PieceBatch(Movable):
     """Padded texts.
 
     Attributes:
@@ -82,14 +83,6 @@ class PieceBatch:
     @property
     def unit_lengths(self) -> Mapping[str, Tensor]:
         return {self.part: self.mask.sum(dim=1)}
-
-    def to(self, device: torch.device) -> Self:
-        if device.type == "cpu":
-            return self
-        return replace(
-            self, windows=self.windows.to(device), tags=self.tags.to(device, non_blocking=True),
-            mask=self.mask.to(device, non_blocking=True),
-        )  # fmt: skip
 
 
 class EncoderTagger(EncoderModel, TagSequenceTagger):

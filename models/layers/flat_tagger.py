@@ -11,7 +11,7 @@ Cost: see `relative_position.py`; time grows with characters x (characters + wor
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -32,7 +32,9 @@ from hanzoo.data.windows import rounded
 from hanzoo.errors import RecipeError
 from hanzoo.models.layers.character_tables import (
     CHARACTER_SHAPE,
+    CharacterBatch,
     CharacterConfig,
+    CharacterFeatures,
     CharacterTables,
     hide,
     pad_rows,
@@ -103,68 +105,31 @@ LEXICON_FILE = "lexicon.txt"
 
 
 @dataclass(frozen=True, slots=True)
-class LatticeFeatures:
-    """One text and the words found in it.
+class LatticeFeatures(CharacterFeatures):
+    """One text and the words found in it; see `CharacterFeatures`.
 
     Attributes:
-        characters: (length,) int64 rows.
-        bigrams: (length,) int64 rows; empty where the model uses none.
         starts: (words,) int64, index of the first character.
         ends: (words,) int64, index behind the last.
         words: (words,) int64 rows.
-        tags: (length,) int64 gold tags (nested entities flattened: the longer one is kept).
     """
 
-    characters: NDArray[np.int64]
-    bigrams: NDArray[np.int64]
     starts: NDArray[np.int64]
     ends: NDArray[np.int64]
     words: NDArray[np.int64]
-    tags: NDArray[np.int64]
-
-    @property
-    def length(self) -> int:
-        return len(self.characters)
 
 
-@dataclass(frozen=True)
-class LatticeBatch:
-    """Padded texts with their words.
+@dataclass(frozen=True, kw_only=True)
+class LatticeBatch(CharacterBatch):
+    """Padded texts with their words; see `CharacterBatch`.
 
     Attributes:
-        characters: (batch, seq) int64, 0 = padding.
-        bigrams: (batch, seq) int64, 0 = padding; None where the model uses none.
         words: (batch, words) int64, 0 = padding.
         positions: of characters and words.
-        tags: (batch, seq) int64, 0 at padding.
-        mask: (batch, seq) bool, True = real, a prefix of each row.
-        item_ids: (batch,) places in the training set; empty at inference.
     """
 
-    characters: Tensor
-    bigrams: Tensor | None
     words: Tensor
     positions: Lattice
-    tags: Tensor
-    mask: Tensor
-    item_ids: tuple[int, ...] = ()
-
-    @property
-    def num_units(self) -> Mapping[str, int]:
-        return {"crf": self.mask.shape[0]}
-
-    @property
-    def unit_lengths(self) -> Mapping[str, Tensor]:
-        return {"crf": self.mask.sum(dim=1)}
-
-    def to(self, device: torch.device) -> Self:
-        if device.type == "cpu":
-            return self
-        bigrams = None if self.bigrams is None else self.bigrams.to(device, non_blocking=True)
-        moved = {
-            name: getattr(self, name).to(device, non_blocking=True) for name in ("characters", "words", "tags", "mask")
-        }
-        return replace(self, bigrams=bigrams, positions=self.positions.to(device), **moved)
 
 
 class FlatLayer(nn.Module):
@@ -219,7 +184,6 @@ class FlatTagger(CharacterTables, CRFTagger):
         num_found: how many of them, the first, are learnt.
         temperature: that confidences are computed at.
         beside: numbers a character beside its embeddings (an encoder's states).
-
     """
 
     shape_fields: ClassVar[tuple[str, ...]] = (
@@ -342,10 +306,10 @@ class FlatTagger(CharacterTables, CRFTagger):
         self._compose_new()
         return LatticeFeatures(
             *self.rows_of(item.text),
-            found.starts,
-            found.ends,
-            found.words + NUM_SPECIAL,
-            self.tag_set.encode(len(item.text), kept),
+            tags=self.tag_set.encode(len(item.text), kept),
+            starts=found.starts,
+            ends=found.ends,
+            words=found.words + NUM_SPECIAL,
         )
 
     def _compose_new(self) -> None:
@@ -372,11 +336,11 @@ class FlatTagger(CharacterTables, CRFTagger):
         return LatticeBatch(
             torch.from_numpy(character_ids),
             None if bigram_ids is None else torch.from_numpy(bigram_ids),
-            torch.from_numpy(word_ids),
-            Lattice.of(lengths, [(item.starts, item.ends) for item in features], seq, most),
             torch.from_numpy(pad_rows((item.tags for item in features), mask)),
             torch.from_numpy(mask),
             tuple(item_ids),
+            words=torch.from_numpy(word_ids),
+            positions=Lattice.of(lengths, [(item.starts, item.ends) for item in features], seq, most),
         )
 
     # Batch to emissions; the head makes losses and spans of them.

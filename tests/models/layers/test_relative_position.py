@@ -325,12 +325,17 @@ def test_the_ways_differ(ways: str) -> None:
     assert (len(blocks) > 4) == ("small" in ways)
 
 
-@several_lengths
+OF_CHARACTERS = [(0, 7), (2, 3), (4, 3)]
+OF_WORDS_TOO = [(0, 14), (5, 6), (9, 2)]
+
+
 @pytest.mark.usefixtures("ways")
-@pytest.mark.parametrize(("first", "num_queries"), [(0, 7), (2, 3), (4, 3), (0, 14), (5, 6), (9, 2)])
+@pytest.mark.parametrize(
+    ("several", "first", "num_queries"),
+    [(several, *columns) for several in (True, False) for columns in OF_CHARACTERS]
+    + [(True, *columns) for columns in OF_WORDS_TOO],
+)
 def test_scores_are_those_by_hand(several: bool, first: int, num_queries: int) -> None:
-    if not several and first + num_queries > 7:
-        pytest.skip("words do not ask")
     queries, table, positions = pairs(several, first, num_queries)
     columns = positions.mask[:, first : first + num_queries]
     real = (columns[:, None, :, None] & positions.mask[:, None, None]).expand(-1, HEADS, -1, -1)
