@@ -13,7 +13,7 @@ removed word is never given again, so rows of a table that stand for words stay 
 written form; what an earlier source says of it (count, kind) holds, unless it says nothing and a later one does.
 
 How it stays fast. A node of pyahocorasick's tree looks for a character among its children one by one, in the order in which they
-came; so common characters come first (a scan then takes a quarter to two fifths less time). Words and text are reversed: matches
+came; so common characters come first (a scan then takes about two fifths less time). Words and text are reversed: matches
 then leave the automaton sorted, if read from the end. Cost: 400,000 words take about a second to build, once; sentences are
 then matched at one to two million characters a second (`benchmarks/lattice.py`).
 """
@@ -147,7 +147,6 @@ class Lexicon:
         self._counts: list[int | None] = []
         self._kinds: list[str | None] = []
         self._ids: dict[str, int] = {}  # the form compared -> id, of words not removed; in the order of ids
-        self._version = 0
         self._num_new = 0  # words that the large automaton does not hold, without the removed ones
         self._new: _Automaton | None = None  # of these; None: to be built at the next match
         self._take(words, counts, kinds)
@@ -195,11 +194,6 @@ class Lexicon:
     def num_ids(self) -> int:
         """Number of ids given so far, to removed words too: the rows of a table with one row a word."""
         return len(self._words)
-
-    @property
-    def version(self) -> int:
-        """A number that grows with each change to the words: who keeps something per word looks here."""
-        return self._version
 
     def ids(self) -> NDArray[np.int64]:
         """(len,) int64: the ids of the words, in the order in which they are iterated."""
@@ -349,7 +343,6 @@ class Lexicon:
                 self._new = None
         if forms:
             self._changed = True
-            self._version += 1
 
     def _fits(self, word: str) -> bool:
         return self.min_length <= len(word) and (self.max_length is None or len(word) <= self.max_length)
@@ -386,7 +379,6 @@ class Lexicon:
                 self._kinds[id] = kind
         new = len(self._words) - before
         if new:
-            self._version += 1
             self._num_new += new
             self._new = None
             self._changed = True
@@ -407,7 +399,6 @@ class Lexicon:
         self._num_new = 0
         self._new = None
         self._changed = False
-        self._version = 0
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies are made without the automata, which would be pickled."""
@@ -415,9 +406,7 @@ class Lexicon:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        version = self._version
         self._freeze()
-        self._version = version
 
     # ---- the checkpoint
 

@@ -4,7 +4,7 @@ Source: Hochreiter and Schmidhuber 1997; Graves and Schmidhuber 2005 (bidirectio
 are the same at every step). Initialisation: recurrent matrices orthogonal (Saxe et al. 2014), forget-gate bias 1 (Jozefowicz et
 al. 2015).
 Differs: no `PackedSequence`. The backward direction reads each row reversed by its own length, so padding always comes last
-and never reaches a real position; on CPU two padded passes are two to three times as fast as one packed pass.
+and never reaches a real position; on CPU two padded passes are faster than one packed pass.
 Cost: memory grows with batch x seq x hidden; without gradients a sequence longer than `piece` is run in pieces that carry
 their state, so that the working memory of a layer does not grow with the length.
 """

@@ -5,7 +5,7 @@ precision. A word that the vector file does not have, and one that is added afte
 characters: a linear map of the first, the mean and the last of them, fitted by ridge regression to the words that have one, and
 scaled to their root mean square.
 
-Cost: 2 bytes a number of a frozen row. Fitting takes about a second for 400,000 words.
+Cost: 2 bytes a number of a frozen row.
 """
 
 from __future__ import annotations
