@@ -5,7 +5,8 @@ the header query-id, corpus-id, score between tabs, and says in each line how re
 0 = judged and not relevant. Ids are strings. Each file may be gzipped (.gz).
 
 Source: Thakur et al. 2021 (BEIR), and the loader of its release for the form of the files.
-Differs: a repeated id, an id in qrels that is nowhere else, and an empty text are refused; there they are kept or skipped without a word.
+Differs: a repeated id, an id in qrels that is nowhere else, and an empty text are refused; there they are kept or skipped without
+a word.
 Cost: the whole corpus is held in memory.
 """
 
