@@ -449,7 +449,7 @@ def load_retrieval(
         )
     for split, judged in data.qrels.items():
         relevant = sum(score > 0 for scores in judged.values() for score in scores.values())
-        counts = entry.counts.get(split) if split in SPLITS else None  # type: ignore[call-overload]
+        counts = entry.counts.get(split) if split in SPLITS else None
         if counts is None or (len(judged), relevant) != (counts.rows, counts.labels[1]):
             official = False
             wanted = "there is none" if counts is None else f"{counts.rows:,} and {counts.labels[1]:,}"
