@@ -12,12 +12,14 @@ Cost: n log n in the pairs; `uniformity` is quadratic in the texts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from scipy.stats import rankdata
+
+from hanzoo.data.randomness import generator
 
 Numbers = Sequence[float] | np.ndarray
 _ROWS_AT_ONCE = 1_000
@@ -301,6 +303,54 @@ def score_pairs(
         accuracy=None if judged is None else judged.accuracy,
         f1=None if judged is None else judged.f1,
     )
+
+
+def bootstrap_difference(
+    gold: Numbers,
+    first: np.ndarray,
+    second: np.ndarray,
+    figure: Callable[[Numbers, Numbers], float] = spearman,
+    *,
+    seed: int,
+    rounds: int = 1000,
+) -> tuple[float, tuple[float, float]]:
+    """How two systems differ in a figure that is no sum over pairs, with the interval that comes from the choice of the pairs.
+
+    For accuracy and F1 use `significance.compare`, which also gives a p-value. Rank correlations and AUC compare all pairs with
+    each other, so that they are counted anew in every draw; and scores of two systems are in two units, so that they cannot be
+    exchanged: there is no p-value here.
+
+    Args:
+        gold: (num_pairs,) finite labels.
+        first, second: (num_models, num_pairs) finite scores of the models of each side, one a training seed.
+        figure: from labels and scores to a number: `spearman`, `pearson`, `auc`.
+        seed: key of the draws (>= 0); the same seed and input give the same interval.
+        rounds: how many times the pairs are drawn with replacement, the same ones for all models of both sides.
+
+    Returns:
+        The first side's mean figure minus the second's, and its 95 % percentile interval.
+
+    Raises:
+        ValueError: the shapes do not fit, or `rounds` is below 1; or see `figure`.
+
+    Source: Efron and Tibshirani 1993, chapter 13 (percentile interval); Koehn 2004 (paired).
+    Cost: rounds x models x the cost of the figure.
+    """
+    labels, one, other = (np.asarray(given, dtype=np.float64) for given in (gold, first, second))
+    for side in (one, other):
+        if side.ndim != 2 or not len(side) or side.shape[1:] != labels.shape:
+            raise ValueError(f"scores must be (num_models, {len(labels)}), as there are labels, but are {side.shape}.")
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, but is {rounds}.")
+
+    def difference(drawn: np.ndarray | slice) -> float:
+        sides = [np.mean([figure(labels[drawn], scores[drawn]) for scores in side]) for side in (one, other)]
+        return float(sides[0] - sides[1])
+
+    draws = generator(seed, "bootstrap_difference")
+    differences = [difference(draws.integers(len(labels), size=len(labels))) for _ in range(rounds)]
+    low, high = np.percentile(differences, [2.5, 97.5])
+    return difference(slice(None)), (float(low), float(high))
 
 
 def alignment(first: np.ndarray, second: np.ndarray, alpha: float = 2.0) -> float:

@@ -16,6 +16,7 @@ from hanzoo.evaluation.matching import (
     accuracy_of,
     alignment,
     auc,
+    bootstrap_difference,
     choose_threshold,
     f1_of,
     judge,
@@ -184,6 +185,32 @@ def test_outcomes_of_single_pairs_are_what_significance_compares() -> None:
     other = outcome_counts(gold, -scores, 0.5)
     comparison = compare(counts[None], other[None], accuracy_of, seed=0, rounds=50)
     assert comparison.difference == pytest.approx(outcomes.accuracy - judge(gold, -scores, 0.5).accuracy)
+
+
+def test_the_difference_of_two_systems_is_drawn_over_the_same_pairs() -> None:
+    draws = np.random.default_rng(2)
+    gold = draws.integers(6, size=120)
+    hard = draws.normal(scale=3, size=120)  # both sides err on the same pairs
+    first = np.stack([gold + hard + draws.normal(scale=0.2, size=120) for _ in range(2)])
+    second = np.stack([gold + 1.3 * hard + draws.normal(scale=0.2, size=120) for _ in range(2)])
+    difference, (low, high) = bootstrap_difference(gold, first, second, seed=0, rounds=200)
+    expected = np.mean([spearman(gold, one) for one in first]) - np.mean([spearman(gold, one) for one in second])
+    assert difference == pytest.approx(float(expected))
+    assert 0 < low < difference < high
+    assert bootstrap_difference(gold, first, second, seed=0, rounds=200) == (difference, (low, high))
+    assert bootstrap_difference(gold, first, second, seed=1, rounds=200)[1] != (low, high)
+    # Drawn apart the sides would differ by much more.
+    single = [spearman(gold[rows], first[0][rows]) for rows in draws.integers(120, size=(200, 120))]
+    assert high - low < np.subtract(*np.percentile(single, [97.5, 2.5])) / 2
+    # The same scores in another unit are the same system.
+    assert bootstrap_difference(gold, first, 5 * first, pearson, seed=0, rounds=20) == (
+        pytest.approx(0, abs=1e-12),
+        (pytest.approx(0, abs=1e-12), pytest.approx(0, abs=1e-12)),
+    )
+    with pytest.raises(ValueError, match=r"scores must be \(num_models, 120\), .* but are \(120,\)"):
+        bootstrap_difference(gold, first[0], second, seed=0)
+    with pytest.raises(ValueError, match="rounds must be at least 1, but is 0"):
+        bootstrap_difference(gold, first, second, seed=0, rounds=0)
 
 
 @pytest.mark.parametrize("num_texts", [2, 7])
