@@ -1,4 +1,5 @@
-"""What a reader yields: texts with the entities in them, as positions in the original string."""
+"""What a reader yields: texts with the entities in them, as positions in the original string; pairs and triples of texts; and
+what is searched: queries and passages."""
 
 from __future__ import annotations
 
@@ -67,3 +68,76 @@ class TaggedText:
 
     text: str
     entities: tuple[Entity, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two texts, and how far they match.
+
+    Attributes:
+        first, second: the two texts, every character kept; neither is empty.
+        label: a number on the scale of the data set: a score, or the place of a class in order of rising similarity (0 and 1;
+            contradiction 0, neutral 1, entailment 2). None where the file has no labels.
+        source: "file:line" of the first line it came from.
+        id: the identifier that the file gives, if any; not always unique.
+    """
+
+    first: str
+    second: str
+    label: float | None = None
+    source: str = ""
+    id: int | str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Triple:
+    """A text, one that matches it, and one that does not.
+
+    Attributes:
+        anchor, positive, negative: the three texts, every character kept; none is empty.
+        source: "file:line" of the first line it came from.
+        id: the identifier that the file gives, if any.
+    """
+
+    anchor: str
+    positive: str
+    negative: str
+    source: str = ""
+    id: int | str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What is searched for.
+
+    Attributes:
+        id: its identifier, unique among the queries of a data set.
+        text: the original string.
+        source: "file:line" it came from.
+    """
+
+    id: str
+    text: str
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A text of a corpus that is searched in.
+
+    Attributes:
+        id: its identifier, unique in the corpus.
+        text: the original string; may be empty where there is a title.
+        title: its title, "" where it has none.
+        source: "file:line" it came from.
+    """
+
+    id: str
+    text: str
+    title: str = ""
+    source: str = ""
+
+    @property
+    def full_text(self) -> str:
+        """Title and text with a blank between, as BEIR joins them; the one that is there where the other is empty."""
+        return f"{self.title} {self.text}" if self.title and self.text else self.title or self.text

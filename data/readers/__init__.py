@@ -158,8 +158,8 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def parse_json(line: str, where: str) -> dict[str, Any]:
-    """Parse one line as a JSON object with a string under "text".
+def parse_object(line: str, where: str) -> dict[str, Any]:
+    """Parse one line as a JSON object.
 
     Raises:
         DataError: it is none, or a key stands twice in one object (the first would be lost without a word).
@@ -170,6 +170,16 @@ def parse_json(line: str, where: str) -> dict[str, Any]:
         raise DataError(f"{where}: a line must be one JSON object, but it is not: {error}. Mend the line.") from error
     if not isinstance(record, dict):
         raise DataError(f"{where}: a line must be one JSON object, but is {shorten(line)}. Write one object a line.")
+    return record
+
+
+def parse_json(line: str, where: str) -> dict[str, Any]:
+    """Parse one line as a JSON object with a string under "text".
+
+    Raises:
+        DataError: it is none, or a key stands twice in one object (the first would be lost without a word).
+    """
+    record = parse_object(line, where)
     if not isinstance(record.get("text"), str):
         raise DataError(f'{where}: "text" must be a string, but is {shorten(record.get("text"))}. Mend the line.')
     return record

@@ -1,0 +1,644 @@
+"""Data sets for matching by name, and files of one's own: found, read, checked against known counts, hashed, split.
+
+As in `catalogue`: a copy with other counts than the official files gets another name, every file's hash is kept, and what a reader
+of a figure should know is a note. Three kinds: pairs with labels, triples, and retrieval sets. What one of them leaks into another
+is in `leakage`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+from hanzoo.data.beir import CORPUS, RetrievalData, read_beir
+from hanzoo.data.catalogue import SPLITS, Split, find_file, is_held_out, plain_sha256
+from hanzoo.data.document import Pair, Triple
+from hanzoo.data.files import expanded
+from hanzoo.data.leakage import leakage
+from hanzoo.data.pair_files import (
+    SCALES,
+    Layout,
+    PairReport,
+    Scale,
+    read_pairs,
+    read_triples,
+)
+from hanzoo.errors import DataError, RecipeError, nearest
+
+Kind = Literal["pairs", "triples", "retrieval"]
+_HELD_OUT = "10 % of train"
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """What an official split holds.
+
+    Attributes:
+        rows: rows of its files, those left out included; of a retrieval set, queries that are judged.
+        labels: pairs by label, as a number on the scale; empty where the split has no labels. Of a retrieval set, under 1 the
+            pairs of query and passage that are relevant.
+        left_out: rows without gold, or with an empty text, that are left out.
+    """
+
+    rows: int
+    labels: Mapping[float, int] = field(default_factory=dict)
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class MatchingSet:
+    """What is known of a data set for matching before it is read.
+
+    Attributes:
+        name: how recipes call it.
+        kind: pairs, triples, or retrieval.
+        files: the official files of each split; of a retrieval set none, its folder is a BEIR folder.
+        counts: what each split holds.
+        licence, source, cite: facts for the card of a run, and for whoever has to fetch the files.
+        scale: what labels mean; None where there are none.
+        layout: how lines are cut.
+        unlabelled: splits whose official file has no labels.
+        without_gold: the label of rows that have none.
+        skip_empty: whether the official files have rows with empty texts, which are left out.
+        remarks: what a reader of a figure should know and the counts do not say.
+        size: passages and queries of a retrieval set.
+    """
+
+    name: str
+    kind: Kind
+    files: Mapping[Split, tuple[str, ...]]
+    counts: Mapping[Split, SplitCounts]
+    licence: str
+    source: str
+    cite: str
+    scale: Scale | None = None
+    layout: Layout | None = None
+    unlabelled: frozenset[Split] = frozenset()
+    without_gold: str | None = None
+    skip_empty: bool = False
+    remarks: tuple[str, ...] = ()
+    size: tuple[int, int] = (0, 0)
+
+
+def _binary(zeros: int, ones: int, left_out: int = 0) -> SplitCounts:
+    return SplitCounts(zeros + ones + left_out, {0.0: zeros, 1.0: ones}, left_out)
+
+
+_NUMBERED: Mapping[str, str | int] = {"id": 1, "first": 2, "second": 3, "label": 4}
+_NAMED: Mapping[str, str | int] = {"first": "sentence1", "second": "sentence2"}
+
+MATCHING_SETS: Mapping[str, MatchingSet] = MappingProxyType(
+    {
+        entry.name: entry
+        for entry in (
+            MatchingSet(
+                name="afqmc",
+                kind="pairs",
+                files={"train": ("train.json",), "dev": ("dev.json",), "test": ("test.json",)},
+                counts={
+                    "train": _binary(23_761, 10_573),
+                    "dev": _binary(2_978, 1_338),
+                    "test": SplitCounts(3_861),
+                },
+                licence="none stated (Ant Financial, through CLUE); academic use",
+                source="CLUE, https://github.com/CLUEbenchmark/CLUE (AFQMC)",
+                cite="Xu et al. 2020, arXiv:2004.05986",
+                scale=SCALES["binary"],
+                layout=Layout("json", _NAMED),
+                unlabelled=frozenset(("test",)),
+            ),
+            MatchingSet(
+                name="stsb",
+                kind="pairs",
+                files={split: (f"cnsd-sts-{split}.txt",) for split in SPLITS},
+                counts={
+                    "train": SplitCounts(5_231, {0: 836, 1: 807, 2: 887, 3: 1_416, 4: 1_033, 5: 252}),
+                    "dev": SplitCounts(1_458, {0: 333, 1: 247, 2: 267, 3: 354, 4: 205, 5: 52}),
+                    "test": SplitCounts(1_361, {0: 241, 1: 193, 2: 261, 3: 330, 4: 239, 5: 97}),
+                },
+                licence="academic use only (CNSD)",
+                source="https://github.com/pluto-junzeng/CNSD (STS-B)",
+                cite="Cer et al. 2017, S17-2001; translated by CNSD",
+                scale=SCALES["sts"],
+                layout=Layout("||", _NUMBERED),
+                remarks=(
+                    "machine-translated; scores are whole numbers, so ranks are heavily tied; ids are not unique",
+                ),
+            ),
+            MatchingSet(
+                name="atec",
+                kind="pairs",
+                files={"train": ("atec_nlp_sim_train.csv", "atec_nlp_sim_train_add.csv")},
+                counts={"train": _binary(83_792, 18_685)},
+                licence="none stated (contest data)",
+                source="ATEC 2018 (Ant Financial), https://github.com/IceFlameWorm/NLP_Datasets (ATEC)",
+                cite="Ant Financial 2018",
+                scale=SCALES["binary"],
+                layout=Layout("\t", _NUMBERED),
+                remarks=("the contest's test set was never published",),
+            ),
+            MatchingSet(
+                name="bq",
+                kind="pairs",
+                files={split: (f"{split}.csv",) for split in SPLITS},
+                counts={
+                    "train": _binary(50_000, 50_000),
+                    "dev": _binary(5_000, 5_000),
+                    "test": _binary(5_000, 5_000),
+                },
+                licence="none stated; research use on request (HIT ICRC)",
+                source="HIT ICRC, http://icrc.hitsz.edu.cn/Article/show/175.html",
+                cite="Chen et al. 2018, D18-1536",
+                scale=SCALES["binary"],
+                layout=Layout(",", {**_NAMED, "label": "label"}),
+            ),
+            MatchingSet(
+                name="lcqmc",
+                kind="pairs",
+                files={split: (f"{split}.txt",) for split in SPLITS},
+                counts={
+                    "train": _binary(100_192, 138_574),
+                    "dev": _binary(4_400, 4_402),
+                    "test": _binary(6_250, 6_250),
+                },
+                licence="none stated; research use on request (HIT ICRC)",
+                source="HIT ICRC, http://icrc.hitsz.edu.cn/Article/show/171.html",
+                cite="Liu et al. 2018, C18-1166",
+                scale=SCALES["binary"],
+                layout=Layout("\t", {"first": 1, "second": 2, "label": 3}),
+            ),
+            MatchingSet(
+                name="pawsx",
+                kind="pairs",
+                files={"train": ("train.tsv",), "dev": ("dev_2k.tsv",), "test": ("test_2k.tsv",)},
+                counts={
+                    "train": _binary(27_445, 21_684, left_out=272),
+                    "dev": _binary(1_147, 853),
+                    "test": _binary(1_106, 894),
+                },
+                licence="free for any purpose, acknowledgement appreciated (Google)",
+                source="https://github.com/google-research-datasets/paws (PAWS-X, zh)",
+                cite="Yang et al. 2019, D19-1382",
+                scale=SCALES["binary"],
+                layout=Layout("\t", {**_NAMED, "label": "label", "id": "id"}),
+                skip_empty=True,
+                remarks=(
+                    "train is machine-translated, dev and test by people; a sentence that reads NS was not translated",
+                ),
+            ),
+            MatchingSet(
+                name="ocnli",
+                kind="pairs",
+                files={"train": ("train.50k.json",), "dev": ("dev.json",), "test": ("test.json",)},
+                counts={
+                    "train": SplitCounts(50_486, {0: 16_476, 1: 17_182, 2: 16_779}, 49),
+                    "dev": SplitCounts(3_000, {0: 900, 1: 1_103, 2: 947}, 50),
+                    "test": SplitCounts(3_000),
+                },
+                licence="CC BY-NC 2.0",
+                source="https://github.com/CLUEbenchmark/OCNLI",
+                cite="Hu et al. 2020, 2020.findings-emnlp.314",
+                scale=SCALES["nli"],
+                layout=Layout("json", _NAMED),
+                unlabelled=frozenset(("test",)),
+                without_gold="-",
+            ),
+            MatchingSet(
+                name="simclue",
+                kind="triples",
+                files={"train": ("train_rank_1w.json",)},
+                counts={"train": SplitCounts(10_000)},
+                licence="none stated",
+                source="https://github.com/CLUEbenchmark/SimCLUE datasets (the sample of 10,000)",
+                cite="SimCLUE, CLUE 2022",
+                layout=Layout("json", {"anchor": "query", "positive": "title", "negative": "neg_title"}),
+                remarks=("a mixture of other sets; entailment counts as similar",),
+            ),
+            MatchingSet(
+                name="stard",
+                kind="retrieval",
+                files={},
+                counts={
+                    "train": SplitCounts(943, {1: 1_687}),
+                    "dev": SplitCounts(200, {1: 339}),
+                    "test": SplitCounts(400, {1: 691}),
+                },
+                licence="MIT (questions); statutes are outside copyright",
+                source="questions of https://github.com/oneal2000/STARD over 40,855 articles of law, a BEIR folder made for hanzoo",
+                cite="Su et al. 2024, arXiv:2406.15313",
+                remarks=(
+                    "only the named articles count as relevant: figures are lower bounds",
+                    "the paper's corpus is another one (55,348 articles): its figures are not comparable",
+                ),
+                size=(40_855, 1_543),
+            ),
+        )
+    }
+)
+
+
+@dataclass(frozen=True)
+class PairData:
+    """Pairs for training and evaluation, read and checked.
+
+    Attributes:
+        name: what a figure is filed under: the name asked for if the counts are the official ones, else another.
+        scale: what the labels mean.
+        train, dev: pairs with labels; dev is what is selected on.
+        test: pairs with labels that are reported on; None where no labels are known.
+        unlabelled: the official test without labels; empty if there is none.
+        hashes: file name to the sha256 of its content (of the plain text, where it lies gzipped).
+        notes: all a person should be told, one sentence each.
+        official: whether all splits have the official counts.
+        dev_source, test_source: where the two come from: "dev", "test", "10 % of train", the name of a file of one's own, "none".
+        licence, source, cite: facts of a named data set, else "".
+    """
+
+    name: str
+    scale: Scale
+    train: tuple[Pair, ...]
+    dev: tuple[Pair, ...]
+    test: tuple[Pair, ...] | None
+    unlabelled: tuple[Pair, ...]
+    hashes: Mapping[str, str]
+    notes: tuple[str, ...]
+    official: bool
+    dev_source: str
+    test_source: str
+    licence: str = ""
+    source: str = ""
+    cite: str = ""
+
+    @property
+    def protocol(self) -> str:
+        """What is selected and reported on, as it stands beside a figure."""
+        reported = self.dev_source if self.test is None else self.test_source
+        return f"selected on {self.dev_source}, reported on {reported}"
+
+    def split(self, name: str) -> tuple[Pair, ...]:
+        """Return train, dev or test.
+
+        Raises:
+            DataError: the split is unknown, or has no labels.
+        """
+        if name not in SPLITS:
+            raise DataError(f"split: must be one of {', '.join(SPLITS)}, but is {name!r}.{nearest(name, SPLITS)}")
+        if name == "test" and self.test is None:
+            raise DataError(f"{self.name}: a test set with labels must be known, but is not. Use the split dev.")
+        pairs: tuple[Pair, ...] = getattr(self, name)
+        return pairs
+
+
+@dataclass(frozen=True)
+class TripleData:
+    """Triples to train on, read and checked.
+
+    Attributes:
+        name: what a figure is filed under.
+        train: the triples.
+        hashes, notes, official, licence, source, cite: as in `PairData`.
+    """
+
+    name: str
+    train: tuple[Triple, ...]
+    hashes: Mapping[str, str]
+    notes: tuple[str, ...]
+    official: bool
+    licence: str = ""
+    source: str = ""
+    cite: str = ""
+
+
+def is_pair_held_out(pair: Pair) -> bool:
+    """Whether a pair belongs to the tenth of train that is held out; the same whichever text is first.
+
+    The rule is fixed for good: `catalogue.is_held_out` of the two texts in code-point order with a tab between.
+    """
+    return is_held_out("\t".join(sorted((pair.first, pair.second))))
+
+
+def load_pairs(
+    *,
+    name: str | None = None,
+    train: str | Path | None = None,
+    dev: str | Path | None = None,
+    test: str | Path | None = None,
+    scale: str | None = None,
+    columns: Mapping[str, str | int] | None = None,
+    dev_from_train: bool = False,
+) -> PairData:
+    """Load a data set of pairs: one of `MATCHING_SETS`, or files of one's own.
+
+    Args:
+        name: a name of kind "pairs" in `MATCHING_SETS`; its files are looked for in `$HANZOO_DATA/NAME/`.
+        train, dev, test: files of one's own (TSV, CSV, JSON lines). Without dev, 10 % of train by `is_pair_held_out` serve.
+        scale: what the labels of one's own files mean, a name in `SCALES`; None is "binary".
+        columns: which column of one's own files is what; see `pair_files.Layout`.
+        dev_from_train: select on 10 % of train. The official dev is then reported on where test has no labels, and else not used.
+
+    Raises:
+        RecipeError: the arguments contradict each other, or a name or scale is unknown.
+        DataError: a file is missing or wrong.
+    """
+    own: dict[Split, Path] = {
+        split: expanded(str(file)) for split, file in zip(SPLITS, (train, dev, test), strict=True) if file is not None
+    }
+    if (name is None) == (not own):
+        both = "both are" if own else "none is"
+        raise RecipeError(f"data: one of name and files of one's own (train, dev, test) must be given, but {both}.")
+    if name is not None and (scale is not None or columns is not None):
+        raise RecipeError("data: scale and columns are for files of one's own, but name is given. Remove them.")
+    parts = _PairParts()
+    if name is not None:
+        entry = _entry(name, "pairs")
+        assert entry.scale is not None
+        meaning = entry.scale
+        folder = _folder(entry)
+        for split in entry.files:
+            _read_official(entry, split, folder, parts)
+        official = _matches(entry, parts.reports, parts.notes)
+        called = name if official else f"{name}-unofficial"
+        parts.notes += [f"{name}: {remark}" for remark in entry.remarks]
+        return _assemble(parts, called, meaning, dev_from_train, official, entry)
+    if "train" not in own:
+        raise RecipeError("data.train: must be given with data.dev or data.test, but is not. Add it.")
+    if scale is not None and scale not in SCALES:
+        raise RecipeError(f"data.scale: must be one of {', '.join(SCALES)}, but is {scale!r}.{nearest(scale, SCALES)}")
+    meaning = SCALES[scale or "binary"]
+    for split, path in own.items():
+        pairs, report = read_pairs(path, meaning, columns=columns)
+        key = path.name.removesuffix(".gz")
+        parts.hashes[key if key not in parts.hashes else f"{split}: {key}"] = plain_sha256(path)
+        parts.add(split, pairs, report, path.name, path.name)
+    return _assemble(parts, _own_name(own["train"]), meaning, dev_from_train, False, None)
+
+
+def load_triples(
+    *, name: str | None = None, train: str | Path | None = None, columns: Mapping[str, str | int] | None = None
+) -> TripleData:
+    """Load triples to train on: one of `MATCHING_SETS` of kind "triples", or a file of one's own.
+
+    Args:
+        name: its file is looked for in `$HANZOO_DATA/NAME/`.
+        train: a file of one's own (TSV, CSV, JSON lines).
+        columns: which column of it is what; see `pair_files.Layout`.
+
+    Raises:
+        RecipeError: not exactly one of name and train is given, or the name is unknown.
+        DataError: the file is missing or wrong.
+    """
+    if (name is None) == (train is None):
+        raise RecipeError("data: exactly one of name and train must be given. Add or remove one.")
+    if name is None:
+        path = expanded(str(train))
+        triples, report = read_triples(path, columns=columns)
+        notes = tuple(f"{path.name}: {line}" for line in report.describe())
+        return TripleData(_own_name(path), tuple(triples), {path.name: plain_sha256(path)}, notes, False)
+    if columns is not None:
+        raise RecipeError("data.columns: is for files of one's own, but name is given. Remove it.")
+    entry = _entry(name, "triples")
+    said: list[str] = []
+    found = _find_official(entry, entry.files["train"][0], _folder(entry), said)
+    triples, report = read_triples(found, layout=entry.layout)
+    said += [f"{found.name}: {line}" for line in report.describe()]
+    official = _matches(entry, {"train": report}, said)
+    said += [f"{name}: {remark}" for remark in entry.remarks]
+    return TripleData(
+        name if official else f"{name}-unofficial",
+        tuple(triples),
+        {found.name.removesuffix(".gz"): plain_sha256(found)},
+        tuple(said),
+        official,
+        entry.licence,
+        entry.source,
+        entry.cite,
+    )
+
+
+def load_retrieval(
+    *, name: str | None = None, folder: str | Path | None = None, splits: Sequence[str] | None = None
+) -> RetrievalData:
+    """Load a retrieval set: one of `MATCHING_SETS` of kind "retrieval", or a BEIR folder of one's own.
+
+    Args:
+        name: its folder is looked for in `$HANZOO_DATA/`.
+        folder: a BEIR folder.
+        splits: which splits of a folder of one's own are read; None reads all.
+
+    Raises:
+        RecipeError: not exactly one of name and folder is given, or the name is unknown.
+        DataError: a file is missing or wrong.
+    """
+    if (name is None) == (folder is None):
+        raise RecipeError("data: exactly one of name and folder must be given. Add or remove one.")
+    if name is None:
+        data = read_beir(expanded(str(folder)), splits)
+        return replace(data, name=_own_name(Path(data.name)))
+    entry = _entry(name, "retrieval")
+    data = read_beir(_folder(entry), splits)
+    notes = list(data.notes)
+    official = (len(data.corpus), len(data.queries)) == entry.size
+    if not official:
+        notes.append(
+            f"not the official {name}: {len(data.corpus):,} passages and {len(data.queries):,} queries, "
+            f"officially {entry.size[0]:,} and {entry.size[1]:,}"
+        )
+    for split, judged in data.qrels.items():
+        relevant = sum(score > 0 for scores in judged.values() for score in scores.values())
+        counts = entry.counts.get(split) if split in SPLITS else None
+        if counts is None or (len(judged), relevant) != (counts.rows, counts.labels[1]):
+            official = False
+            wanted = "there is none" if counts is None else f"{counts.rows:,} and {counts.labels[1]:,}"
+            notes.append(
+                f"not the official {name}: {split} has {len(judged):,} queries and {relevant:,} relevant pairs, officially {wanted}"
+            )
+    return replace(
+        data,
+        name=name if official else f"{name}-unofficial",
+        notes=(*notes, *(f"{name}: {remark}" for remark in entry.remarks)),
+        official=official,
+        licence=entry.licence,
+        source=entry.source,
+        cite=entry.cite,
+    )
+
+
+@dataclass
+class _PairParts:
+    """What is read so far: the pairs of each split, and what is to be said of them."""
+
+    pairs: dict[Split, list[Pair]] = field(default_factory=dict)
+    unlabelled: list[Pair] = field(default_factory=list)
+    origin: dict[Split, str] = field(default_factory=dict)
+    reports: dict[Split, PairReport] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, split: Split, pairs: list[Pair], report: PairReport, called: str, origin: str) -> None:
+        self.notes += [f"{called}: {line}" for line in report.describe()]
+        if report.unlabelled:
+            if split != "test":
+                raise DataError(
+                    f"{pairs[0].source}: a pair in {split} must have a label, but has none. "
+                    "Add a column label, or say which it is (columns label=NAME)."
+                )
+            self.unlabelled = pairs
+        else:
+            self.pairs.setdefault(split, []).extend(pairs)
+            self.origin[split] = origin
+        if split in self.reports:
+            before = self.reports[split]
+            report = PairReport(
+                before.rows + report.rows,
+                before.labels + report.labels,
+                before.left_out + report.left_out,
+                before.unlabelled + report.unlabelled,
+                before.identical + report.identical,
+                max(before.longest, report.longest),
+            )
+        self.reports[split] = report
+
+
+def _own_name(path: Path) -> str:
+    """Name a file of one's own, never as one of the known data sets."""
+    plain = path.name.removesuffix(".gz")
+    name = plain.rpartition(".")[0] or plain
+    return f"{name} (own file)" if name in MATCHING_SETS else name
+
+
+def _entry(name: str, kind: Kind) -> MatchingSet:
+    known = [other.name for other in MATCHING_SETS.values() if other.kind == kind]
+    if name not in MATCHING_SETS:
+        raise RecipeError(
+            f"data.name: must be one of {', '.join(known)}, but is {name!r}.{nearest(name, known)} "
+            "For files of your own name the files."
+        )
+    entry = MATCHING_SETS[name]
+    if entry.kind != kind:
+        raise RecipeError(
+            f"data.name: must be a data set of {kind} ({', '.join(known)}), but {name} is one of {entry.kind}."
+        )
+    return entry
+
+
+def _folder(entry: MatchingSet) -> Path:
+    root = os.environ.get("HANZOO_DATA")
+    if not root:
+        first = next(iter(entry.files.values()), (CORPUS,))[0]
+        raise DataError(
+            f"HANZOO_DATA: must be the folder that holds {entry.name}/{first}, but is not set. {_how_to_get(entry)}"
+        )
+    return expanded(root) / entry.name
+
+
+def _how_to_get(entry: MatchingSet) -> str:
+    files = [f"{' + '.join(names)}: {entry.counts[split].rows:,} rows" for split, names in entry.files.items()] or [
+        f"a BEIR folder: {entry.size[0]:,} passages, {entry.size[1]:,} queries"
+    ]
+    return (
+        f"Get {entry.name} from {entry.source} ({'; '.join(files)}), put it in a folder {entry.name}, "
+        "and set HANZOO_DATA to the folder around that."
+    )
+
+
+def _find_official(entry: MatchingSet, file: str, folder: Path, notes: list[str]) -> Path:
+    found = find_file(folder, file)
+    if found is None:
+        raise DataError(
+            f"{folder / file}: the file must exist, also as {file}.gz or rebuilt, but does not. {_how_to_get(entry)}"
+        )
+    if ".rebuilt." in found.name:
+        notes.append(f"{found.name}: read in place of the official {file}: rebuilt, its order may differ")
+    return found
+
+
+def _read_official(entry: MatchingSet, split: Split, folder: Path, parts: _PairParts) -> None:
+    assert entry.scale is not None
+    for file in entry.files[split]:
+        if split in entry.unlabelled and find_file(folder, file) is None:
+            parts.notes.append(f"{file}: absent; it has no labels and is needed for a submission only")
+            continue
+        found = _find_official(entry, file, folder, parts.notes)
+        pairs, report = read_pairs(
+            found, entry.scale, layout=entry.layout, without_gold=entry.without_gold, skip_empty=entry.skip_empty
+        )
+        parts.hashes[found.name.removesuffix(".gz")] = plain_sha256(found)
+        parts.add(split, pairs, report, file, split)
+
+
+def _matches(entry: MatchingSet, reports: Mapping[Split, PairReport], notes: list[str]) -> bool:
+    """Compare with the official counts, and say where they differ."""
+    official = True
+    for split, counts in entry.counts.items():
+        if split not in reports:  # absent, which only a split without labels may be
+            continue
+        report = reports[split]
+        counted = SplitCounts(report.rows, dict(report.labels), report.left_out.total())
+        if counted != counts:
+            official = False
+            notes.append(f"not the official {entry.name}: {split} has {_said(counted)}, officially {_said(counts)}")
+    return official
+
+
+def _said(counts: SplitCounts) -> str:
+    labels = ", ".join(f"{label:g}: {count:,}" for label, count in sorted(counts.labels.items()))
+    return f"{counts.rows:,} rows ({labels or 'no labels'}; {counts.left_out:,} left out)"
+
+
+def _hold_out(train: Sequence[Pair], called: str, notes: list[str]) -> tuple[list[Pair], list[Pair]]:
+    rest: list[Pair] = []
+    held: list[Pair] = []
+    for pair in train:
+        (held if is_pair_held_out(pair) else rest).append(pair)
+    if not held or not rest:
+        raise DataError(
+            f"{called}: 10 % of train must hold pairs to serve as dev, but of {len(train)} pairs {len(held)} would. "
+            "Give a file for dev, or more pairs."
+        )
+    notes.append(
+        f"dev is {_HELD_OUT} by a hash of the two texts: {len(held):,} pairs held out, {len(rest):,} left to train on"
+    )
+    return rest, held
+
+
+def _assemble(
+    parts: _PairParts, called: str, scale: Scale, dev_from_train: bool, official: bool, entry: MatchingSet | None
+) -> PairData:
+    notes = parts.notes
+    train: Sequence[Pair] = parts.pairs["train"]
+    dev, test = parts.pairs.get("dev"), parts.pairs.get("test")
+    dev_source, test_source = parts.origin.get("dev", "none"), parts.origin.get("test", "none")
+    if dev_from_train and dev is not None:
+        if test is None:
+            test, test_source = dev, dev_source
+            notes.append(f"{dev_source} serves as test: it is reported on, and not selected on")
+        else:
+            notes.append(f"{dev_source} is not used")
+        dev = None
+    if dev is None:
+        train, dev = _hold_out(train, called, notes)
+        dev_source = _HELD_OUT
+    if len({pair.label for pair in train}) < 2:
+        raise DataError(f"{called}: train must hold pairs of two labels at least, but all are alike. Check the file.")
+    for split, some in (("dev", dev), ("test", test or [])):
+        notes += leakage(train, some).describe(split)
+    return PairData(
+        name=called,
+        scale=scale,
+        train=tuple(train),
+        dev=tuple(dev),
+        test=None if test is None else tuple(test),
+        unlabelled=tuple(parts.unlabelled),
+        hashes=MappingProxyType(parts.hashes),
+        notes=tuple(notes),
+        official=official,
+        dev_source=dev_source,
+        test_source=test_source,
+        licence=entry.licence if entry else "",
+        source=entry.source if entry else "",
+        cite=entry.cite if entry else "",
+    )
