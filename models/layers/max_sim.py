@@ -52,7 +52,8 @@ def max_sim(
     flat = queries.to(dtype).flatten(0, 1)
     scores = []
     with torch.autocast(queries.device.type, enabled=False):
-        for block, mask in zip(documents.split(documents_a_block), document_mask.split(documents_a_block), strict=True):
+        blocks = torch.split(documents, documents_a_block), torch.split(document_mask, documents_a_block)
+        for block, mask in zip(*blocks, strict=True):
             similarities = flat @ block.to(dtype).flatten(0, 1).T  # (queries * query_seq, block * document_seq)
             best = _best(similarities.view(*query_mask.shape, *mask.shape), mask)  # (queries, query_seq, block)
             scores.append(torch.where(query_mask.unsqueeze(2), best, 0.0).sum(1))

@@ -1,7 +1,7 @@
 """One vector a text from the hidden states of its pieces. None of the ways needs a pretrained pooler.
 
-Source: Reimers and Gurevych 2019 (Sentence-BERT), section 3: the mean over the pieces, or the state of [CLS]. First-last average: Su
-et al. 2021 (BERT-whitening); its "first" is the output of the first layer, not the embedding table.
+Source: Reimers and Gurevych 2019 (Sentence-BERT), section 3: the mean over the pieces, or the state of [CLS]. First-last
+average: Su et al. 2021 (BERT-whitening); its "first" is the output of the first layer, not the embedding table.
 Differs: padding never counts, wherever it stands and whatever it holds; a text without pieces is refused, not made a zero vector.
 [CLS] and [SEP] count like other pieces, as in all public Chinese models. Sums are float32 at least.
 Cost: one pass over the states.

@@ -54,7 +54,7 @@ class CoSENT(nn.Module):
                 f"cosent: labels must have the shape of the similarities, (pairs,), but have {tuple(labels.shape)} for "
                 f"{tuple(similarities.shape)}."
             )
-        values, ranks = labels.unique(return_inverse=True)  # sorted
+        values, ranks = torch.unique(labels, return_inverse=True)  # sorted
         if len(values) < 2:
             raise DataError(
                 f"cosent: the labels of a batch must have 2 values or more, but all {len(labels)} are "
