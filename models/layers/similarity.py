@@ -26,8 +26,8 @@ def cosine_similarities(first: Tensor, second: Tensor) -> Tensor:
         (rows, candidates) float32, or float64 for float64 vectors.
     """
     with torch.autocast(first.device.type, enabled=False):
-        one, other = normalize(at_least_float32(first), dim=-1), normalize(at_least_float32(second), dim=-1)
-        return one @ other.mT
+        dtype = torch.promote_types(torch.promote_types(first.dtype, second.dtype), torch.float32)
+        return normalize(first.to(dtype), dim=-1) @ normalize(second.to(dtype), dim=-1).mT
 
 
 def paired_cosine_similarities(first: Tensor, second: Tensor) -> Tensor:
@@ -35,17 +35,18 @@ def paired_cosine_similarities(first: Tensor, second: Tensor) -> Tensor:
     return (normalize(at_least_float32(first), dim=-1) * normalize(at_least_float32(second), dim=-1)).sum(-1)
 
 
-def candidate_log_probabilities(logits: Tensor, removed: Tensor | None = None) -> Tensor:
+def candidate_log_probabilities(scores: Tensor, temperature: float, removed: Tensor | None = None) -> Tensor:
     """How likely each candidate of a row is, -inf for those that are removed.
 
     Args:
-        logits: (rows, candidates) float.
+        scores: (rows, candidates) float.
+        temperature: that scores are divided by, once they are float32.
         removed: (rows, candidates) bool, True = no candidate of this row; at least one of a row must be left.
 
     Returns:
-        (rows, candidates) float32, or float64 for float64 logits.
+        (rows, candidates) float32, or float64 for float64 scores.
     """
-    logits = at_least_float32(logits)
+    logits = at_least_float32(scores) / temperature
     if removed is not None:
         logits = logits.masked_fill(removed, float("-inf"))
     return logits.log_softmax(-1)

@@ -89,8 +89,8 @@ class ArcCSE(nn.Module):
         places = positives.unsqueeze(1)
         removed = None if false_negatives is None else false_negatives.scatter(1, places, False)
         cosines = at_least_float32(cosines)
-        logits = cosines.scatter(1, places, self.with_margin(cosines.gather(1, places)))
-        logs = candidate_log_probabilities(logits / self.temperature, removed)
+        turned = cosines.scatter(1, places, self.with_margin(cosines.gather(1, places)))
+        logs = candidate_log_probabilities(turned, self.temperature, removed)
         values = {"arccon": -logs.gather(1, places).squeeze(1)}
         if less_masked is not None or more_masked is not None:
             if less_masked is None or more_masked is None or less_masked.shape != more_masked.shape:
@@ -132,10 +132,10 @@ class ArcCSE(nn.Module):
         Returns:
             The parts of `losses`.
         """
-        one = candidate_log_probabilities(first / self.temperature, false_negatives)
-        other = candidate_log_probabilities(second / self.temperature, false_negatives)
+        one = candidate_log_probabilities(first, self.temperature, false_negatives)
+        other = candidate_log_probabilities(second, self.temperature, false_negatives)
         values = {"arccon": candidate_divergence(one, other)}
         if first_triplets is not None and second_triplets is not None:
-            differences = torch.stack(first_triplets) - torch.stack(second_triplets)
-            values["triplet"] = at_least_float32(differences).square().mean(0)
+            one, other = torch.stack(first_triplets), torch.stack(second_triplets)
+            values["triplet"] = (at_least_float32(one) - at_least_float32(other)).square().mean(0)
         return values

@@ -84,4 +84,4 @@ class Distillation(nn.Module):
 
     @staticmethod
     def _logs(scores: Tensor, temperature: float, mask: Tensor | None) -> Tensor:
-        return candidate_log_probabilities(scores / temperature, None if mask is None else torch.logical_not(mask))
+        return candidate_log_probabilities(scores, temperature, None if mask is None else torch.logical_not(mask))

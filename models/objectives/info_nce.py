@@ -69,8 +69,8 @@ class InfoNCE(nn.Module):
             RecipeError: there is nothing but one positive.
             ValueError: a shape is wrong.
         """
-        logits, places, removed = self._candidates(similarities, positives, false_negatives, extra, extra_mask)
-        values = self._nll(logits, places, removed)
+        candidates, places, removed = self._candidates(similarities, positives, false_negatives, extra, extra_mask)
+        values = self._nll(candidates, places, removed)
         if self.both_directions:
             if reverse is None:
                 # among the documents only the positives of this batch are asked for their anchors
@@ -93,8 +93,8 @@ class InfoNCE(nn.Module):
         extra_mask: Tensor | None = None,
     ) -> Tensor:
         """Which rows have a negative left, (rows,) bool: the others' loss is 0, and is worth counting; see `losses`."""
-        logits, _, removed = self._candidates(similarities, positives, false_negatives, extra, extra_mask)
-        return (~removed).sum(1) > 1 if removed is not None else torch.ones_like(logits[:, 0], dtype=torch.bool)
+        candidates, _, removed = self._candidates(similarities, positives, false_negatives, extra, extra_mask)
+        return torch.ones_like(candidates[:, 0], dtype=torch.bool) if removed is None else (~removed).sum(1) > 1
 
     def divergence(
         self,
@@ -119,11 +119,11 @@ class InfoNCE(nn.Module):
         if twins is not None:
             removed = torch.zeros_like(first, dtype=torch.bool) if removed is None else removed
             removed = removed.scatter(1, twins.unsqueeze(1), True)
-        one = candidate_log_probabilities(first / self.temperature, removed)
-        return {"info_nce": candidate_divergence(one, candidate_log_probabilities(second / self.temperature, removed))}
+        one = candidate_log_probabilities(first, self.temperature, removed)
+        return {"info_nce": candidate_divergence(one, candidate_log_probabilities(second, self.temperature, removed))}
 
-    def _nll(self, logits: Tensor, places: Tensor, removed: Tensor | None) -> Tensor:
-        logs = candidate_log_probabilities(logits / self.temperature, removed)
+    def _nll(self, candidates: Tensor, places: Tensor, removed: Tensor | None) -> Tensor:
+        logs = candidate_log_probabilities(candidates, self.temperature, removed)
         return -logs.gather(1, places.unsqueeze(1)).squeeze(1)
 
     def _candidates(

@@ -68,4 +68,4 @@ class PairwiseSoftmax(nn.Module):
 
     def _logs(self, scores: Tensor, mask: Tensor | None) -> Tensor:
         removed = None if mask is None else torch.logical_not(mask)
-        return candidate_log_probabilities(scores / self.temperature, removed)
+        return candidate_log_probabilities(scores, self.temperature, removed)

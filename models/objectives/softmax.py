@@ -52,5 +52,5 @@ class Softmax(nn.Module):
 
     def divergence(self, first: Tensor, second: Tensor) -> Mapping[str, Tensor]:
         """Half the sum of both Kullback-Leibler divergences of two passes' labels, {"softmax": (pairs,)}, from their logits."""
-        one, other = candidate_log_probabilities(first), candidate_log_probabilities(second)
+        one, other = candidate_log_probabilities(first, 1.0), candidate_log_probabilities(second, 1.0)
         return {"softmax": candidate_divergence(one, other)}

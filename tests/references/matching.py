@@ -8,9 +8,12 @@ ArcCon (Zhang et al. 2022, section 3.2) is the same with cos(arccos(s_p) + margi
     max(0, cos(h, more masked) - cos(h, less masked) + margin)
 CoSENT (Su 2022):
     log(1 + sum over pairs a, b with label(a) < label(b) of exp((s_a - s_b) / t))
-Triplet (Schroff et al. 2015, equation 2), distance 1 - s: max(0, d(a, p) - d(a, n) + margin). Sentence-BERT's classifier:
-softmax of W (u, v, |u - v|) + b. Distillation (Hinton et al. 2015): t^2 KL(teacher || student), both softened; MarginMSE
-(Hofstätter et al. 2020, equation 6): ((s_p - s_n) - (t_p - t_n))^2. R-Drop (Liang et al. 2021, equation 2): (KL(p || q) + KL(q || p)) / 2.
+Triplet (Schroff et al. 2015, equation 2), distance 1 - s:
+    max(0, d(a, p) - d(a, n) + margin)
+Sentence-BERT's classifier: softmax of W (u, v, |u - v|) + b.
+Distillation (Hinton et al. 2015), both softened: t^2 KL(teacher || student)
+MarginMSE (Hofstätter et al. 2020, equation 6): ((s_p - s_n) - (t_p - t_n))^2
+R-Drop (Liang et al. 2021, equation 2): (KL(p || q) + KL(q || p)) / 2
 """
 
 from __future__ import annotations
