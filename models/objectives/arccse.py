@@ -76,18 +76,7 @@ class ArcCSE(nn.Module):
             RecipeError: there is nothing but one positive.
             ValueError: a shape is wrong.
         """
-        rows, candidates = cosines.shape
-        if candidates < 2:
-            raise RecipeError(
-                "arccse: a batch must hold 2 candidates or more, but holds 1: a row alone teaches nothing. "
-                "Raise train.batch_size."
-            )
-        if positives is None:
-            if candidates < rows:
-                raise ValueError(f"arccse: candidates must be at least {rows}, one a row, but are {candidates}.")
-            positives = torch.arange(rows, device=cosines.device)
-        places = positives.unsqueeze(1)
-        removed = None if false_negatives is None else false_negatives.scatter(1, places, False)
+        places, removed = _candidates(cosines, positives, false_negatives)
         cosines = at_least_float32(cosines)
         turned = cosines.scatter(1, places, self.with_margin(cosines.gather(1, places)))
         logs = candidate_log_probabilities(turned, self.temperature, removed)
@@ -112,6 +101,7 @@ class ArcCSE(nn.Module):
         self,
         first: Tensor,
         second: Tensor,
+        positives: Tensor | None = None,
         false_negatives: Tensor | None = None,
         *,
         first_triplets: tuple[Tensor, Tensor] | None = None,
@@ -125,6 +115,7 @@ class ArcCSE(nn.Module):
         Args:
             first: (rows, candidates) float, cosines of one pass, its texts with its other views.
             second: (rows, candidates) float, of the other pass, the same text in the same column.
+            positives: (rows,) int64, as in `losses`.
             false_negatives: (rows, candidates) bool, as in `losses`.
             first_triplets: (less_masked, more_masked) of one pass.
             second_triplets: of the other.
@@ -132,10 +123,35 @@ class ArcCSE(nn.Module):
         Returns:
             The parts of `losses`.
         """
-        one = candidate_log_probabilities(first, self.temperature, false_negatives)
-        other = candidate_log_probabilities(second, self.temperature, false_negatives)
+        _, removed = _candidates(first, positives, false_negatives)
+        one = candidate_log_probabilities(first, self.temperature, removed)
+        other = candidate_log_probabilities(second, self.temperature, removed)
         values = {"arccon": candidate_divergence(one, other)}
         if first_triplets is not None and second_triplets is not None:
             one, other = torch.stack(first_triplets), torch.stack(second_triplets)
             values["triplet"] = (at_least_float32(one) - at_least_float32(other)).square().mean(0)
         return values
+
+
+def _candidates(
+    cosines: Tensor, positives: Tensor | None, false_negatives: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The columns of the rows' positives, (rows, 1), and what is removed."""
+    rows, candidates = cosines.shape
+    if candidates < 2:
+        raise RecipeError(
+            "arccse: a batch must hold 2 candidates or more, but holds 1: a row alone teaches nothing. "
+            "Raise train.batch_size."
+        )
+    if positives is None:
+        if candidates < rows:
+            raise ValueError(f"arccse: candidates must be at least {rows}, one a row, but are {candidates}.")
+        positives = torch.arange(rows, device=cosines.device)
+    places = positives.unsqueeze(1)
+    if false_negatives is None:
+        return places, None
+    if false_negatives.shape != cosines.shape:
+        raise ValueError(
+            f"arccse: false_negatives must have shape {tuple(cosines.shape)}, but has {tuple(false_negatives.shape)}."
+        )
+    return places, false_negatives.scatter(1, places, False)

@@ -100,7 +100,9 @@ class InfoNCE(nn.Module):
         self,
         first: Tensor,
         second: Tensor,
+        positives: Tensor | None = None,
         false_negatives: Tensor | None = None,
+        *,
         twins: Tensor | None = None,
     ) -> Mapping[str, Tensor]:
         """Half the sum of both Kullback-Leibler divergences between two passes' distributions over a row's candidates.
@@ -108,6 +110,7 @@ class InfoNCE(nn.Module):
         Args:
             first: (rows, candidates) float, similarities of one pass, its anchors with its documents.
             second: (rows, candidates) float, of the other pass, the same text in the same column.
+            positives: (rows,) int64, as in `losses`.
             false_negatives: (rows, candidates) bool, as in `losses`.
             twins: (rows,) int64, where both passes are in one batch: the column that holds a row's positive in its other
                 pass, which is no candidate of it.
@@ -115,7 +118,7 @@ class InfoNCE(nn.Module):
         Returns:
             {"info_nce": (rows,) float32, or float64}.
         """
-        removed = false_negatives
+        _, _, removed = self._candidates(first, positives, false_negatives)
         if twins is not None:
             removed = torch.zeros_like(first, dtype=torch.bool) if removed is None else removed
             removed = removed.scatter(1, twins.unsqueeze(1), True)

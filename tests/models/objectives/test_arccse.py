@@ -107,6 +107,10 @@ def test_divergence_is_that_of_the_rows_without_the_margin() -> None:
         return torch.stack(rows)
 
     agree(lambda p, q: objective.divergence(p, q)["arccon"], expected, first, second)
+    own = torch.eye(3, dtype=torch.bool)  # as equal ids mark it: it stays
+    agree(lambda p, q: objective.divergence(p, q, None, own)["arccon"], expected, first, second)
+    marked = own | own.roll(1, dims=1)
+    differ(lambda p, q: objective.divergence(p, q, None, marked)["arccon"], expected, first, second)
     triplets = (
         (random_numbers(4, seed=3), random_numbers(4, seed=4)),
         (random_numbers(4, seed=5), random_numbers(4, seed=6)),
@@ -122,6 +126,8 @@ def test_what_cannot_teach_and_what_cannot_be_is_refused() -> None:
         ArcCSE().losses(random_numbers(1, 1))
     with pytest.raises(ValueError, match="candidates must be at least 3, one a row, but are 2"):
         ArcCSE().losses(random_numbers(3, 2))
+    with pytest.raises(ValueError, match=r"false_negatives must have shape \(2, 2\), but has \(2,\)"):
+        ArcCSE().losses(random_numbers(2, 2), None, torch.zeros(2, dtype=torch.bool))
     with pytest.raises(ValueError, match="must be given together"):
         ArcCSE().losses(random_numbers(2, 2), less_masked=random_numbers(2))
     with pytest.raises(ValueError, match=r"margin must lie in \[0, pi\) radians, but is 10"):

@@ -166,7 +166,8 @@ def probabilities(row: Tensor, gone: list[int]) -> list[Tensor]:
 
 def test_divergence_is_that_of_the_rows() -> None:
     first, second = random_numbers(3, 5, seed=1), random_numbers(3, 5, seed=2)
-    removed = random_mask(3, 5) & ~torch.eye(3, 5, dtype=torch.bool)
+    marked = random_mask(3, 5) | torch.eye(3, 5, dtype=torch.bool)  # as equal ids mark it; the own positive stays
+    removed = marked & ~torch.eye(3, 5, dtype=torch.bool)
     assert removed.any()
     objective = InfoNCE(TEMPERATURE)
 
@@ -177,14 +178,14 @@ def test_divergence_is_that_of_the_rows() -> None:
             rows.append(reference.half_symmetric_kl(probabilities(p, out), probabilities(q, out)))
         return torch.stack(rows)
 
-    agree(lambda p, q: objective.divergence(p, q, removed)["info_nce"], expected, first, second)
+    agree(lambda p, q: objective.divergence(p, q, None, marked)["info_nce"], expected, first, second)
     differ(
-        lambda p, q: objective.divergence(p, q, removed)["info_nce"],
+        lambda p, q: objective.divergence(p, q, None, marked)["info_nce"],
         lambda p, q: objective.divergence(p, q)["info_nce"],
         first,
         second,
     )
-    assert not objective.divergence(first, first, removed)["info_nce"].any()
+    assert not objective.divergence(first, first, None, marked)["info_nce"].any()
 
 
 def test_the_twin_of_a_positive_is_no_candidate() -> None:
