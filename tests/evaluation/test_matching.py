@@ -29,7 +29,7 @@ from hanzoo.evaluation.matching import (
     uniformity,
 )
 from hanzoo.evaluation.significance import compare
-from tests.references import matching as reference
+from tests.references import matching_figures as reference
 
 GRADES = st.lists(st.tuples(st.integers(0, 5), st.integers(-3, 3)), min_size=2, max_size=12)
 BINARY = st.lists(st.tuples(st.integers(0, 1), st.integers(-3, 3)), min_size=1, max_size=12)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hanzoo.evaluation.retrieval import MEASURES, mean_of, score_rankings
 from hanzoo.evaluation.significance import compare
-from tests.references import matching as reference
+from tests.references import matching_figures as reference
 
 PASSAGES = ["a", "b", "c", "d", "e", "f"]
 

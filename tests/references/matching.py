@@ -1,111 +1,162 @@
-"""The figures of evaluation/matching.py and evaluation/retrieval.py from their definitions: loops over pairs, float64."""
+"""Text matching written down from its equations: one text, one pair, one candidate at a time, float64, plain loops.
+
+Pooling (Reimers and Gurevych 2019, section 3) of a text's states, no padding. MaxSim (Khattab and Zaharia 2020, equation 3):
+    score(q, d) = sum over tokens i of q of max over tokens j of d of <q_i, d_j>
+InfoNCE (van den Oord et al. 2018, equation 4), cosines s over candidates c of an anchor, p its positive:
+    -log(exp(s_p / t) / sum over c of exp(s_c / t))
+ArcCon (Zhang et al. 2022, section 3.2) is the same with cos(arccos(s_p) + margin) in the place of s_p; its triplets (section 3.3):
+    max(0, cos(h, more masked) - cos(h, less masked) + margin)
+CoSENT (Su 2022):
+    log(1 + sum over pairs a, b with label(a) < label(b) of exp((s_a - s_b) / t))
+Triplet (Schroff et al. 2015, equation 2), distance 1 - s:
+    max(0, d(a, p) - d(a, n) + margin)
+Sentence-BERT's classifier: softmax of W (u, v, |u - v|) + b.
+Distillation (Hinton et al. 2015), both softened: t^2 KL(teacher || student)
+MarginMSE (Hofstätter et al. 2020, equation 6): ((s_p - s_n) - (t_p - t_n))^2
+R-Drop (Liang et al. 2021, equation 2): (KL(p || q) + KL(q || p)) / 2
+"""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
 
 
-def average_ranks(values: Sequence[float]) -> list[float]:
-    """The mean of the places that a value could take: one more than those below, half of the others that are equal."""
+def zero() -> Tensor:
+    return torch.zeros((), dtype=torch.float64)
+
+
+def number(value: Tensor) -> float:
+    """The value, for comparisons only."""
+    return float(value.detach())
+
+
+def mean_pooling(states: Sequence[Tensor]) -> Tensor:
+    """The mean of one text's states, (hidden,)."""
+    total = torch.zeros_like(states[0])
+    for state in states:
+        total = total + state
+    return total / len(states)
+
+
+def first_last_pooling(first: Sequence[Tensor], last: Sequence[Tensor]) -> Tensor:
+    """The mean over one text's pieces of the mean of its first and last layer's states, (hidden,)."""
+    return mean_pooling([(one + other) / 2 for one, other in zip(first, last, strict=True)])
+
+
+def dot(first: Tensor, second: Tensor) -> Tensor:
+    total = zero()
+    for one, other in zip(first, second, strict=True):
+        total = total + one * other
+    return total
+
+
+def cosine(first: Tensor, second: Tensor) -> Tensor:
+    """The cosine of two vectors, () float64."""
+    return dot(first, second) / (dot(first, first).sqrt() * dot(second, second).sqrt())
+
+
+def max_sim(query: Sequence[Tensor], document: Sequence[Tensor], mean: bool = False) -> Tensor:
+    """The score of one query and one document, given by the tokens that count, () float64."""
+    total = zero()
+    for token in query:
+        best = dot(token, document[0])
+        for other in document[1:]:
+            value = dot(token, other)
+            if number(value) > number(best):
+                best = value
+        total = total + best
+    return total / len(query) if mean else total
+
+
+def multiplied_max_sim(query: Sequence[Tensor], document: Sequence[Tensor], real: Sequence[bool]) -> Tensor:
+    """What is wrong: similarities of tokens that do not count become 0, and take part."""
+    total = zero()
+    for token in query:
+        total = total + max((dot(token, other) * keep for other, keep in zip(document, real, strict=True)), key=number)
+    return total
+
+
+def info_nce(scores: Sequence[Tensor], positive: int, temperature: float, removed: Sequence[int] = ()) -> Tensor:
+    """The loss of one anchor, () float64; what is removed is no candidate, but for the positive."""
+    total = zero()
+    for place, score in enumerate(scores):
+        if place == positive or place not in removed:
+            total = total + torch.exp(score / temperature)
+    return -torch.log(torch.exp(scores[positive] / temperature) / total)
+
+
+def arccon(scores: Sequence[Tensor], positive: int, margin: float, temperature: float) -> Tensor:
+    """The loss of one text, () float64; angle and margin together must be at most pi."""
+    angle = torch.arccos(scores[positive])
+    assert number(angle) + margin <= math.pi
+    turned = list(scores)
+    turned[positive] = torch.cos(angle + margin)
+    return info_nce(turned, positive, temperature)
+
+
+def nested_triplet(less_masked: Tensor, more_masked: Tensor, margin: float) -> Tensor:
+    """ArcCSE's loss of one triplet, () float64."""
+    value = more_masked - less_masked + margin
+    return value if number(value) > 0 else zero()
+
+
+def cosent(scores: Sequence[Tensor], labels: Sequence[float], temperature: float) -> Tensor:
+    """The loss of a batch, () float64, by looking at all pairs of pairs."""
+    total = torch.ones((), dtype=torch.float64)
+    for a, label in enumerate(labels):
+        for b, other in enumerate(labels):
+            if label < other:
+                total = total + torch.exp((scores[a] - scores[b]) / temperature)
+    return torch.log(total)
+
+
+def triplet(positive: Tensor, negative: Tensor, margin: float) -> Tensor:
+    """The loss of one triplet given by its two similarities, () float64."""
+    value = (1 - positive) - (1 - negative) + margin
+    return value if number(value) > 0 else zero()
+
+
+def softmax(scores: Sequence[Tensor]) -> list[Tensor]:
+    """The probabilities of some scores."""
+    total = zero()
+    for score in scores:
+        total = total + torch.exp(score)
+    return [torch.exp(score) / total for score in scores]
+
+
+def pair_logits(weight: Tensor, bias: Tensor, first: Tensor, second: Tensor) -> list[Tensor]:
+    """The logits of one pair's labels: weight (classes, 3 hidden), bias (classes,)."""
+    features = [*first, *second, *(abs(one - other) for one, other in zip(first, second, strict=True))]
     return [
-        1 + sum(other < value for other in values) + (sum(other == value for other in values) - 1) / 2
-        for value in values
+        sum((w * x for w, x in zip(row, features, strict=True)), start=b) for row, b in zip(weight, bias, strict=True)
     ]
 
 
-def pearson(first: Sequence[float], second: Sequence[float]) -> float:
-    mean_first, mean_second = sum(first) / len(first), sum(second) / len(second)
-    covariance = sum((a - mean_first) * (b - mean_second) for a, b in zip(first, second, strict=True))
-    variance_first = sum((a - mean_first) ** 2 for a in first)
-    variance_second = sum((b - mean_second) ** 2 for b in second)
-    if not variance_first or not variance_second:
-        return 0.0
-    return covariance / math.sqrt(variance_first * variance_second)
+def kl(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """KL(first || second) of two lists of probabilities, () float64."""
+    total = zero()
+    for p, q in zip(first, second, strict=True):
+        total = total + p * torch.log(p / q)
+    return total
 
 
-def spearman(first: Sequence[float], second: Sequence[float]) -> float:
-    return pearson(average_ranks(first), average_ranks(second))
+def half_symmetric_kl(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """(KL(p || q) + KL(q || p)) / 2 of two lists of probabilities, () float64."""
+    return (kl(first, second) + kl(second, first)) / 2
 
 
-def highest_spearman(gold: Sequence[float], scores: Sequence[float]) -> float:
-    """The best of all ways to give these scores to the pairs."""
-    return max(spearman(gold, arranged) for arranged in set(itertools.permutations(scores)))
+def distillation(
+    scores: Sequence[Tensor], teacher: Sequence[Tensor], temperature: float, teacher_temperature: float
+) -> Tensor:
+    """The loss of one query, () float64."""
+    taught = softmax([score / teacher_temperature for score in teacher])
+    return temperature**2 * kl(taught, softmax([score / temperature for score in scores]))
 
 
-def auc(gold: Sequence[float], scores: Sequence[float]) -> float:
-    """Every pair of class 1 against every pair of class 0."""
-    won = 0.0
-    compared = 0
-    for label, score in zip(gold, scores, strict=True):
-        for other_label, other_score in zip(gold, scores, strict=True):
-            if label == 1 and other_label == 0:
-                compared += 1
-                won += 1.0 if score > other_score else 0.5 if score == other_score else 0.0
-    return won / compared
-
-
-def outcomes(gold: Sequence[float], scores: Sequence[float], threshold: float) -> tuple[int, int, int, int]:
-    """True positives, false positives, false negatives, true negatives."""
-    counted = [0, 0, 0, 0]
-    for label, score in zip(gold, scores, strict=True):
-        called = score >= threshold
-        counted[(0 if label == 1 else 1) if called else (2 if label == 1 else 3)] += 1
-    return counted[0], counted[1], counted[2], counted[3]
-
-
-def figure(gold: Sequence[float], scores: Sequence[float], threshold: float, chosen_for: str) -> float:
-    true_positives, false_positives, false_negatives, true_negatives = outcomes(gold, scores, threshold)
-    if chosen_for == "accuracy":
-        return (true_positives + true_negatives) / len(gold)
-    spread = 2 * true_positives + false_positives + false_negatives
-    return 2 * true_positives / spread if spread else 0.0
-
-
-def best_figure(gold: Sequence[float], scores: Sequence[float], chosen_for: str) -> float:
-    """The best of all thresholds: at each score, and above all of them."""
-    return max(figure(gold, scores, threshold, chosen_for) for threshold in [*scores, math.inf])
-
-
-def unit(vector: Sequence[float]) -> list[float]:
-    length = math.sqrt(sum(number**2 for number in vector))
-    return [number / length for number in vector]
-
-
-def distance(first: Sequence[float], second: Sequence[float]) -> float:
-    return math.sqrt(sum((a - b) ** 2 for a, b in zip(unit(first), unit(second), strict=True)))
-
-
-def alignment(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], alpha: float) -> float:
-    return sum(distance(a, b) ** alpha for a, b in zip(first, second, strict=True)) / len(first)
-
-
-def uniformity(embeddings: Sequence[Sequence[float]], t: float) -> float:
-    kernel = [math.exp(-t * distance(a, b) ** 2) for a, b in itertools.combinations(embeddings, 2)]
-    return math.log(sum(kernel) / len(kernel))
-
-
-def retrieval(
-    rankings: Mapping[str, Sequence[str]], qrels: Mapping[str, Mapping[str, int]], k: int
-) -> dict[str, float]:
-    """MRR, nDCG, recall and hit at k; the ideal order is the best of all orders of the judged passages."""
-    sums = {"mrr": 0.0, "ndcg": 0.0, "recall": 0.0, "hit": 0.0}
-    num_queries = 0
-    for query, judged in qrels.items():
-        if max(judged.values()) == 0:
-            continue
-        num_queries += 1
-        top = list(rankings.get(query, []))[:k]
-        sums["ndcg"] += gain(top, judged, k) / max(gain(order, judged, k) for order in itertools.permutations(judged))
-        relevant = [passage for passage in judged if judged[passage] > 0]
-        sums["recall"] += sum(passage in top for passage in relevant) / len(relevant)
-        ranks = [place + 1 for place in range(len(top)) if top[place] in relevant]
-        if ranks:
-            sums["hit"] += 1
-            sums["mrr"] += 1 / min(ranks)
-    return {name: value / num_queries for name, value in sums.items()}
-
-
-def gain(order: Sequence[str], judged: Mapping[str, int], k: int) -> float:
-    return sum(judged.get(passage, 0) / math.log2(place + 2) for place, passage in enumerate(order) if place < k)
+def margin_mse(positive: Tensor, negative: Tensor, teacher_positive: Tensor, teacher_negative: Tensor) -> Tensor:
+    """The loss of one triplet, () float64."""
+    return ((positive - negative) - (teacher_positive - teacher_negative)) ** 2

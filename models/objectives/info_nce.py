@@ -1,0 +1,169 @@
+"""InfoNCE: a row's positive must be the likeliest of all candidates, among them the positives of the other rows.
+
+Source: van den Oord et al. 2018 (equation 4); in-batch negatives as in Henderson et al. 2017, section 4.4; SimCSE is this with the
+other view as the positive (Gao et al. 2021, equations 1 and 5, temperature 0.05).
+Differs: candidates that are known to be right too (the same text, the same label) can be removed row by row; the own positive
+never is. Not the NT-Xent of SimCLR by itself: that is had from the similarities of all 2N views with each other, each row's own
+column removed and its other view as `positives`.
+Cost: (rows, candidates).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from hanzoo.errors import RecipeError
+from hanzoo.models.layers.similarity import candidate_divergence, candidate_log_probabilities
+
+
+class InfoNCE(nn.Module):
+    """A unit is a row; rows are each other's negatives.
+
+    Args:
+        temperature: that similarities are divided by, above 0. 0.05 for cosines, 1 for sums of MaxSim.
+        both_directions: the mean of this and of the same with documents as rows and anchors as candidates.
+    """
+
+    decomposes: ClassVar[bool] = False
+
+    def __init__(self, temperature: float = 0.05, both_directions: bool = False) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"info_nce: temperature must be above 0, but is {temperature}.")
+        self.temperature = temperature
+        self.both_directions = both_directions
+
+    def losses(
+        self,
+        similarities: Tensor,
+        positives: Tensor | None = None,
+        false_negatives: Tensor | None = None,
+        *,
+        extra: Tensor | None = None,
+        extra_mask: Tensor | None = None,
+        reverse: Tensor | None = None,
+        reverse_false_negatives: Tensor | None = None,
+    ) -> Mapping[str, Tensor]:
+        """The negative log-likelihood of each row's positive.
+
+        Args:
+            similarities: (rows, candidates) float; [i, j] of anchor i with document j: the positives of all rows, then hard
+                negatives of any rows.
+            positives: (rows,) int64, the column of each row's positive, no two the same; None = row i's is column i.
+            false_negatives: (rows, candidates) bool, True = is no negative for this row. The own positive may be marked: it
+                stays.
+            extra: (rows, extra) float, similarities with negatives of a queue; only anchors see them.
+            extra_mask: bool, True = is a negative, (rows, extra), or (extra,) for all rows (a queue that is not full).
+            reverse: (rows, anchors) float, for both directions: each row's positive with the anchors of all ranks, its own in
+                column `positives`. None = all anchors are here: taken from `similarities`.
+            reverse_false_negatives: (rows, anchors) bool, with `reverse`, as `false_negatives`.
+
+        Returns:
+            {"info_nce": (rows,) float32, or float64}. A row whose negatives are all removed is 0 (see `taught`).
+
+        Raises:
+            RecipeError: there is nothing but one positive.
+            ValueError: a shape is wrong.
+        """
+        candidates, places, removed = self._candidates(similarities, positives, false_negatives, extra, extra_mask)
+        values = self._nll(candidates, places, removed)
+        if self.both_directions:
+            if reverse is None:
+                # among the documents only the positives of this batch are asked for their anchors
+                reverse = similarities.index_select(1, places).T
+                if false_negatives is not None:
+                    reverse_false_negatives = false_negatives.index_select(1, places).T
+                positives = None
+            values = 0.5 * (values + self._nll(*self._candidates(reverse, positives, reverse_false_negatives)))
+        elif reverse is not None:
+            raise ValueError("info_nce: reverse must be left out for one direction. Set both_directions.")
+        return {"info_nce": values}
+
+    def taught(
+        self,
+        similarities: Tensor,
+        positives: Tensor | None = None,
+        false_negatives: Tensor | None = None,
+        *,
+        extra: Tensor | None = None,
+        extra_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Which rows have a negative left, (rows,) bool: the others' loss is 0, and is worth counting; see `losses`."""
+        candidates, _, removed = self._candidates(similarities, positives, false_negatives, extra, extra_mask)
+        return torch.ones_like(candidates[:, 0], dtype=torch.bool) if removed is None else (~removed).sum(1) > 1
+
+    def divergence(
+        self,
+        first: Tensor,
+        second: Tensor,
+        positives: Tensor | None = None,
+        false_negatives: Tensor | None = None,
+        *,
+        twins: Tensor | None = None,
+    ) -> Mapping[str, Tensor]:
+        """Half the sum of both Kullback-Leibler divergences between two passes' distributions over a row's candidates.
+
+        Args:
+            first: (rows, candidates) float, similarities of one pass, its anchors with its documents.
+            second: (rows, candidates) float, of the other pass, the same text in the same column.
+            positives: (rows,) int64, as in `losses`.
+            false_negatives: (rows, candidates) bool, as in `losses`.
+            twins: (rows,) int64, where both passes are in one batch: the column that holds a row's positive in its other
+                pass, which is no candidate of it.
+
+        Returns:
+            {"info_nce": (rows,) float32, or float64}.
+        """
+        _, _, removed = self._candidates(first, positives, false_negatives)
+        if twins is not None:
+            removed = torch.zeros_like(first, dtype=torch.bool) if removed is None else removed
+            removed = removed.scatter(1, twins.unsqueeze(1), True)
+        one = candidate_log_probabilities(first, self.temperature, removed)
+        return {"info_nce": candidate_divergence(one, candidate_log_probabilities(second, self.temperature, removed))}
+
+    def _nll(self, candidates: Tensor, places: Tensor, removed: Tensor | None) -> Tensor:
+        logs = candidate_log_probabilities(candidates, self.temperature, removed)
+        return -logs.gather(1, places.unsqueeze(1)).squeeze(1)
+
+    def _candidates(
+        self,
+        similarities: Tensor,
+        positives: Tensor | None,
+        false_negatives: Tensor | None,
+        extra: Tensor | None = None,
+        extra_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """All candidates of the rows, (rows, all), the positives' columns, and what is removed."""
+        rows, candidates = similarities.shape
+        if positives is None:
+            if candidates < rows:
+                raise ValueError(f"info_nce: candidates must be at least {rows}, one a row, but are {candidates}.")
+            positives = torch.arange(rows, device=similarities.device)
+        removed = None
+        if false_negatives is not None:
+            _require(false_negatives, "false_negatives", (rows, candidates))
+            removed = false_negatives.scatter(1, positives.unsqueeze(1), False)
+        if extra is not None:
+            _require(extra, "extra", (rows, extra.shape[-1]))
+            similarities = torch.cat([similarities, extra.to(similarities.dtype)], dim=1)
+            if removed is not None or extra_mask is not None:
+                if removed is None:
+                    removed = torch.zeros(rows, candidates, dtype=torch.bool, device=similarities.device)
+                if extra_mask is None:
+                    extra_mask = torch.ones_like(extra, dtype=torch.bool)
+                removed = torch.cat([removed, ~extra_mask.expand(rows, extra.shape[1])], dim=1)
+        if similarities.shape[1] < 2:
+            raise RecipeError(
+                "info_nce: a batch must hold 2 candidates or more, but holds 1: a row alone teaches nothing. "
+                "Raise train.batch_size, or give hard negatives."
+            )
+        return similarities, positives, removed
+
+
+def _require(tensor: Tensor, name: str, shape: tuple[int, ...]) -> None:
+    if tensor.shape != shape:
+        raise ValueError(f"info_nce: {name} must have shape {shape}, but has {tuple(tensor.shape)}.")

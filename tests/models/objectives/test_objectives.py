@@ -1,0 +1,58 @@
+"""What all objectives have in common, found by their files."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from hanzoo.models import objectives
+from hanzoo.models.model import model_names
+
+FOLDER = Path(objectives.__path__[0])
+NAMES = sorted(info.name for info in pkgutil.iter_modules(objectives.__path__))
+CUT = {
+    "arccse": False,
+    "cosent": False,
+    "distillation": True,
+    "info_nce": False,
+    "margin_mse": True,
+    "pairwise_softmax": True,
+    "softmax": True,
+    "triplet": True,
+}
+
+
+def test_the_files_are_those_of_the_list() -> None:
+    assert sorted(CUT) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_holds_one_objective_of_its_name(name: str) -> None:
+    module = importlib.import_module(f"hanzoo.models.objectives.{name}")
+    found = [item for item in vars(module).values() if inspect.isclass(item) and item.__module__ == module.__name__]
+    assert len(found) == 1
+    (objective,) = found
+    assert issubclass(objective, nn.Module)
+    assert objective.__name__.lower() == name.replace("_", "")
+    assert objective.decomposes is CUT[name]
+    assert callable(objective.losses)
+    assert callable(objective.divergence)
+    annotations = [parameter.annotation for parameter in inspect.signature(objective).parameters.values()]
+    assert {annotation.removesuffix(" | None") for annotation in annotations} <= {"int", "float", "bool"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_objectives_do_not_import_each_other(name: str) -> None:
+    tree = ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
+    imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not {module for module in imported if module and module.startswith("hanzoo.models.objectives")}
+
+
+def test_objectives_are_no_models() -> None:
+    assert not {*NAMES, "objectives"} & set(model_names())
