@@ -144,14 +144,14 @@ def _plainer_forms(character: str) -> Iterator[str]:
                 yield other
 
 
-class Subwords:
-    """From a text to piece numbers, one a code point.
+class PieceNumbers:
+    """What every reading of a tokenizer shares: the numbers of its special pieces, loading and saving.
 
     Args:
         tokenizer: of transformers, with [CLS], [SEP] and [UNK].
 
     Attributes:
-        first: number of [CLS], put before each window.
+        first: number of [CLS], put before each row.
         last: number of [SEP], put behind it.
         padding: number of [PAD], 0 where there is none.
         unknown: number of [UNK].
@@ -179,7 +179,6 @@ class Subwords:
                 f"{tokenizer.name_or_path}: the tokenizer must know pieces (vocab.txt or tokenizer.json), but knows none. "
                 "Copy the whole folder."
             )
-        self._numbers: dict[str, int] = {}
 
     def _special(self, name: str) -> int:
         number = getattr(self._tokenizer, f"{name}_id")
@@ -212,6 +211,14 @@ class Subwords:
 
     def __len__(self) -> int:
         return max(self._vocabulary.values()) + 1
+
+
+class Subwords(PieceNumbers):
+    """From a text to piece numbers, one a code point; see `PieceNumbers`."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__(tokenizer)
+        self._numbers: dict[str, int] = {}
 
     def encode(self, text: str) -> NDArray[np.int64]:
         """Piece numbers, (len(text),) int64; none of them is special but for [UNK]."""

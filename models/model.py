@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -132,8 +133,8 @@ class Model(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def build(cls, config: Any, data: TaggingData) -> Self:
-        """A new model for `data`: vocabularies, labels and vectors come from its train split alone."""
+    def build(cls, config: Any, data: Any) -> Self:
+        """A new model for `data` (of its task: `TaggingData`, `PairData`): what it takes from it is of train alone."""
 
     @abstractmethod
     def featurize(self, item: Document) -> Any:
@@ -430,6 +431,17 @@ def model_class(name: str) -> type[Model]:
     return only_class(f"hanzoo.models.{name}", Model)  # type: ignore[type-abstract]  # looked up, not made
 
 
+def objective_names() -> list[str]:
+    """The names of all objectives: the files of objectives/."""
+    package = importlib.import_module("hanzoo.models.objectives")
+    return sorted(info.name for info in pkgutil.iter_modules(package.__path__))
+
+
+def objective_class(name: str) -> type[Objective]:
+    """The objective of the file `name`: the one `Objective` that is defined in it."""
+    return only_class(f"hanzoo.models.objectives.{name}", Objective)  # type: ignore[type-abstract]  # looked up, not made
+
+
 def load_model(folder: Path) -> Model:
     """The model saved in `folder`, whatever its class."""
     name = read_description(folder)["model"]
@@ -439,6 +451,98 @@ def load_model(folder: Path) -> Model:
             "A newer hanzoo may have written this folder: install that version."
         )
     return model_class(name).load(folder)
+
+
+class Comparison(ABC):
+    """What a matcher makes of a batch: vectors or scores of the texts of its items, to be compared as an objective asks.
+
+    An item's texts are its views, numbered as the objective's `views` gave them (for a pair: the first text, the second).
+    """
+
+    @abstractmethod
+    def paired(self, one: int, other: int) -> Tensor:
+        """How similar two views of each item are, (items,) float."""
+
+    @abstractmethod
+    def matrix(self, one: int, others: Sequence[int]) -> Tensor:
+        """How similar a view of each item is to some views of all items, (items, len(others) x items): those of others[0] first."""
+
+    @abstractmethod
+    def vectors(self, view: int) -> Tensor:
+        """One vector a text, (items, width) float32, as pooled. Raises RecipeError for a matcher that has none."""
+
+
+class Objective(nn.Module, ABC):
+    """What a matcher is trained towards. A submodule of it while it is trained; no part of what is saved.
+
+    The trainer knows parts and units, as for every loss: `Model.losses` of a matcher are those of its objective.
+    """
+
+    Settings: ClassVar[type[Settings]]
+    decomposes: ClassVar[bool]  # False: the units of a batch depend on one another, and it may not be cut
+
+    @classmethod
+    @abstractmethod
+    def build(cls, settings: Any, matcher: Matcher, data: Any) -> Self:
+        """The objective of a recipe, for a matcher that is trained on `data`.
+
+        Raises:
+            RecipeError: it learns nothing from such data, or not through such a matcher.
+        """
+
+    @abstractmethod
+    def views(self, texts: Sequence[NDArray[np.int64]], draw: np.random.Generator | None) -> list[NDArray[np.int64]]:
+        """The texts to compare of one item, as many for every item.
+
+        Args:
+            texts: the pieces of the item's own texts (a pair: two).
+            draw: for what is drawn anew each time an item is trained; None = outside of training.
+        """
+
+    @abstractmethod
+    def num_units(self, num_items: int) -> Mapping[str, int]:
+        """For each part of the loss the units that so many items of a batch have."""
+
+    @abstractmethod
+    def of(self, compared: Comparison, batch: Any) -> Mapping[str, Tensor]:
+        """The losses of a batch, un-reduced: (units,) float32 a part."""
+
+    @abstractmethod
+    def agreement(self, first: Comparison, second: Comparison, batch: Any) -> Mapping[str, Tensor]:
+        """What R-Drop adds: how far two passes over one batch lie apart, (units,) float32 a part."""
+
+
+class Matcher(Model):
+    """A model that says how well two texts match.
+
+    Attributes:
+        objective: what it is trained towards; None for one that is not being trained.
+    """
+
+    objective: Objective | None = None
+
+    def losses(self, output: Any, batch: Any) -> Mapping[str, Tensor]:
+        assert self.objective is not None
+        return self.objective.of(output, batch)
+
+    def divergence(self, first: Any, second: Any, batch: Any) -> Mapping[str, Tensor]:
+        assert self.objective is not None
+        return self.objective.agreement(first, second, batch)
+
+    def own_weights(self) -> dict[str, Tensor]:
+        return {name: weight for name, weight in super().own_weights().items() if not name.startswith("objective.")}
+
+    @abstractmethod
+    def scores(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
+        """How well the two texts of each pair match, (pairs,): the higher the better.
+
+        Raises:
+            DataError: a text is empty, or all blanks.
+        """
+
+    def score(self, first: str, second: str) -> float:
+        """How well two texts match; see `scores`."""
+        return float(self.scores([(first, second)])[0])
 
 
 T = TypeVar("T")
@@ -642,6 +746,7 @@ class Tagger(Model):
 
 
 __all__ = [
-    "AttackPoint", "Batch", "Draw", "Features", "Model", "Settings", "Tagger", "TaggerDescription", "TargetForm",
-    "in_chunks", "is_table", "load_model", "model_class", "model_names", "only_class", "read_description", "read_tensors",
+    "AttackPoint", "Batch", "Comparison", "Draw", "Features", "Matcher", "Model", "Objective", "Settings", "Tagger",
+    "TaggerDescription", "TargetForm", "in_chunks", "is_table", "load_model", "model_class", "model_names", "only_class",
+    "read_description", "read_tensors",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from hanzoo.data.subwords import Subwords, find_encoder, quiet, weights_sha256
+from hanzoo.data.subwords import PieceNumbers, Subwords, find_encoder, quiet, weights_sha256
 from hanzoo.data.windows import Windows, lay_out
 from hanzoo.errors import DataError, RecipeError, RunError
 from hanzoo.models.model import AttackPoint, Model, Settings
@@ -36,17 +36,16 @@ SHORT_ROW = 256  # pieces a row up to which attention is computed from its parts
 PIECES_A_PASS = 16_384  # without gradients: padded pieces that the encoder reads at once
 ENCODER_FOLDER = "encoder"  # in a checkpoint: a Hugging Face folder like any other
 
+P = TypeVar("P", bound=PieceNumbers)
+
 _DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
 
 
-class EncoderConfig(Settings):
+class PretrainedConfig(Settings):
     """Fields of the recipe's `model` section that every model on a pretrained encoder has.
 
     Attributes:
         encoder: its folder: a path, a name in $HANZOO_ENCODERS, or the name of a model on the Hugging Face hub.
-        window: characters that the encoder reads at once; a longer text is read in several windows. None = as many as it can
-            (BERT: 510). Can be changed on a trained model.
-        overlap: characters that two windows share at least; no more than half a window is used.
         encoder_dropout: of the encoder's hidden states and attention, in place of what its folder says; None = as it says, and in
             a run that goes on from a trained model (`train.start_from`) as in that model.
         freeze_epochs: epochs at the start in which the encoder's weights stay as they are. Attacks on the activations work as ever;
@@ -54,10 +53,21 @@ class EncoderConfig(Settings):
     """
 
     encoder: str = Field(min_length=1)
-    window: int | None = Field(default=None, ge=1)
-    overlap: int = Field(default=128, ge=0)
     encoder_dropout: float | None = Field(default=None, ge=0.0, lt=1.0)
     freeze_epochs: int = Field(default=0, ge=0)
+
+
+class EncoderConfig(PretrainedConfig):
+    """Fields of the recipe's `model` section for models that read the characters of texts of any length.
+
+    Attributes:
+        window: characters that the encoder reads at once; a longer text is read in several windows. None = as many as it can
+            (BERT: 510). Can be changed on a trained model.
+        overlap: characters that two windows share at least; no more than half a window is used.
+    """
+
+    window: int | None = Field(default=None, ge=1)
+    overlap: int = Field(default=128, ge=0)
 
 
 class Encoder(nn.Module):
@@ -81,13 +91,14 @@ class Encoder(nn.Module):
         self._attention: str = self.config._attn_implementation
 
     @classmethod
-    def load(cls, folder: Path, subwords: Subwords, dropout: float | None = None) -> Self:
+    def load(cls, folder: Path, subwords: PieceNumbers, dropout: float | None = None, pooler: bool = False) -> Self:
         """The encoder of a folder, in float32.
 
         Args:
             folder: as `find_encoder` gives it.
             subwords: of the same folder.
-            dropout: see `EncoderConfig.encoder_dropout`.
+            dropout: see `PretrainedConfig.encoder_dropout`.
+            pooler: keep the layer on the state of [CLS] that BERT was pretrained with; without it nothing trains it.
 
         Raises:
             DataError: the folder is damaged, lacks weights, needs code from elsewhere, or does not fit its tokenizer.
@@ -109,9 +120,11 @@ class Encoder(nn.Module):
                 f"{folder}: an encoder must be a folder that transformers opens, but it is not "
                 f"({type(error).__name__}: {' '.join(str(error).split())[:200]}). Copy the whole folder."
             ) from error
-        if getattr(model, "pooler", None) is not None:
+        if pooler and getattr(model, "pooler", None) is None:
+            raise DataError(f"{folder}: the encoder must have a pooler, but has none. Take another model.pooling.")
+        if not pooler and getattr(model, "pooler", None) is not None:
             model.pooler = None
-        wrong = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
+        wrong = sorted(name for name in report["missing_keys"] if pooler or not name.startswith("pooler."))
         wrong += sorted(str(name) for name in report.get("mismatched_keys") or ())
         if wrong:
             raise DataError(
@@ -136,7 +149,7 @@ class Encoder(nn.Module):
         config = copy.deepcopy(self.config)
         _set_dropout(config, dropout)
         model = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
-        if getattr(model, "pooler", None) is not None:
+        if getattr(self.model, "pooler", None) is None and getattr(model, "pooler", None) is not None:
             model.pooler = None
         model.load_state_dict(self.model.state_dict())
         model.set_attn_implementation(self._attention)
@@ -205,20 +218,30 @@ class Encoder(nn.Module):
         return chosen
 
     def _run(self, pieces: Tensor, mask: Tensor) -> Tensor:
-        inputs = {"input_ids": pieces, "attention_mask": mask.long()}
+        states: Tensor = self.read(mask, input_ids=pieces).last_hidden_state
+        return states
+
+    def read(self, mask: Tensor, **inputs: Any) -> Any:
+        """One pass over rows.
+
+        Args:
+            mask: (rows, seq) bool, True = real piece.
+            inputs: `input_ids`, (rows, seq) int64, or `inputs_embeds`, what `table` gives for them; what else transformers takes.
+
+        Returns:
+            What transformers gives.
+        """
+        inputs["attention_mask"] = mask.long()
         # on a CPU the fused kernel's backward pass is slower than that of its parts where bfloat16 rows are short
-        short = pieces.device.type == "cpu" and torch.is_grad_enabled() and pieces.shape[1] <= SHORT_ROW
+        short = mask.device.type == "cpu" and torch.is_grad_enabled() and mask.shape[1] <= SHORT_ROW
         wanted = "eager" if short else self._attention
         if self.config._attn_implementation != wanted:
             self.model.set_attn_implementation(wanted)  # type: ignore[operator]
-        if self.frozen and self.training:
-            # as constants: they get no gradient, and no optimizer, gatherer or trick need know
-            weights = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
-            output = torch.func.functional_call(self.model, weights, (), inputs)
-        else:
-            output = self.model(**inputs)
-        states: Tensor = output.last_hidden_state
-        return states
+        if not (self.frozen and self.training):
+            return self.model(**inputs)
+        # as constants: they get no gradient, and no optimizer, gatherer or trick need know
+        weights = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+        return torch.func.functional_call(self.model, weights, (), inputs)
 
     def save(self, folder: Path) -> None:
         """Write config and weights into `folder` as transformers does."""
@@ -232,7 +255,7 @@ def _set_dropout(config: Any, rate: float | None) -> None:
             setattr(config, name, rate)
 
 
-def _max_length(model: Any, subwords: Subwords) -> int | None:
+def _max_length(model: Any, subwords: PieceNumbers) -> int | None:
     """Characters that a model can read beside [CLS] and [SEP]."""
     limits = []
     positions = getattr(model.config, "max_position_embeddings", None)
@@ -245,17 +268,70 @@ def _max_length(model: Any, subwords: Subwords) -> int | None:
     return min(limits) - 2 if limits else None
 
 
-class EncoderModel(Model):
-    """What the models on a pretrained encoder share: its folder, the windows, freezing, attack point, depth, saving.
+class PretrainedModel(Model):
+    """What all models on a pretrained encoder share: its folder, freezing, depth, saving.
 
-    A subclass sets `subwords` and `encoder` (by `open_encoder`) and keeps their names; its batch holds `windows`.
+    A subclass sets `subwords` and `encoder` (by `open_folder`) and keeps their names.
     """
 
     libraries: ClassVar[tuple[str, ...]] = ("transformers", "tokenizers")
     kept_apart: ClassVar[tuple[str, ...]] = ("encoder.",)
 
-    config: EncoderConfig
+    config: PretrainedConfig
     encoder: Encoder
+    subwords: PieceNumbers
+
+    @staticmethod
+    def open_folder(config: PretrainedConfig, reading: type[P], pooler: bool = False) -> tuple[Encoder, P, str]:
+        """The encoder and the pieces that a recipe names, and the sha256 of its weights, for `build`.
+
+        Args:
+            config: the recipe's.
+            reading: how its texts are cut into pieces.
+            pooler: see `Encoder.load`.
+
+        Raises:
+            DataError: there is no such folder, or it cannot be read.
+        """
+        folder = find_encoder(config.encoder)
+        subwords = reading.load(folder)
+        return Encoder.load(folder, subwords, config.encoder_dropout, pooler), subwords, weights_sha256(folder)
+
+    @staticmethod
+    def saved_folder(
+        config: PretrainedConfig, folder: Path, reading: type[P], pooler: bool = False
+    ) -> tuple[Encoder, P]:
+        """The encoder and the pieces of a checkpoint, for `from_description`. Raises RunError."""
+        try:
+            subwords = reading.load(folder / ENCODER_FOLDER)
+            return Encoder.load(folder / ENCODER_FOLDER, subwords, config.encoder_dropout, pooler), subwords
+        except DataError as error:
+            raise RunError(str(error)) from error
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.encoder.frozen = epoch < self.config.freeze_epochs
+
+    def depth(self, parameter: str) -> int:
+        """Those of the encoder, and one more for everything on top of it."""
+        prefix = "encoder.model."
+        if parameter.startswith(prefix):
+            return self.encoder.depth(parameter.removeprefix(prefix))
+        return self.encoder.top + 1
+
+    def save_files(self, folder: Path) -> None:
+        place = folder / ENCODER_FOLDER
+        place.mkdir()
+        self.encoder.save(place)
+        self.subwords.save(place)
+
+
+class EncoderModel(PretrainedModel):
+    """What the models on the characters of a text share besides: the windows, the attack point.
+
+    A subclass's batch holds `windows`.
+    """
+
+    config: EncoderConfig
     subwords: Subwords
 
     @staticmethod
@@ -266,20 +342,14 @@ class EncoderModel(Model):
             DataError: there is no such folder, or it cannot be read.
             RecipeError: the window is longer than the encoder can read.
         """
-        folder = find_encoder(config.encoder)
-        subwords = Subwords.load(folder)
-        encoder = Encoder.load(folder, subwords, config.encoder_dropout)
+        encoder, subwords, digest = EncoderModel.open_folder(config, Subwords)
         check_window(config.window, encoder, "model.window")
-        return encoder, subwords, weights_sha256(folder)
+        return encoder, subwords, digest
 
     @staticmethod
     def saved_encoder(config: EncoderConfig, folder: Path) -> tuple[Encoder, Subwords]:
         """The encoder and the pieces of a checkpoint, for `from_description`. Raises RunError."""
-        try:
-            subwords = Subwords.load(folder / ENCODER_FOLDER)
-            return Encoder.load(folder / ENCODER_FOLDER, subwords, config.encoder_dropout), subwords
-        except DataError as error:
-            raise RunError(str(error)) from error
+        return EncoderModel.saved_folder(config, folder, Subwords)
 
     def coverage_notes(self, texts: Iterable[str]) -> tuple[str, ...]:
         """What a person should be told of the characters of train that the encoder does not know."""
@@ -322,25 +392,9 @@ class EncoderModel(Model):
             widest=None if limit is None else limit + 2,
         )  # fmt: skip
 
-    def begin_epoch(self, epoch: int) -> None:
-        self.encoder.frozen = epoch < self.config.freeze_epochs
-
     def attack_points(self, batch: Any) -> Mapping[str, AttackPoint]:
         table, windows = self.encoder.table, batch.windows
         return {"pieces": AttackPoint(table, windows.samples, table.weight, len(windows.places))}  # type: ignore[arg-type]
-
-    def depth(self, parameter: str) -> int:
-        """Those of the encoder, and one more for everything on top of it."""
-        prefix = "encoder.model."
-        if parameter.startswith(prefix):
-            return self.encoder.depth(parameter.removeprefix(prefix))
-        return self.encoder.top + 1
-
-    def save_files(self, folder: Path) -> None:
-        place = folder / ENCODER_FOLDER
-        place.mkdir()
-        self.encoder.save(place)
-        self.subwords.save(place)
 
 
 def check_window(window: int | None, encoder: Encoder, place: str) -> None:

@@ -10,23 +10,38 @@ Cost: B log B time and memory. The value grows with the log of the compared pair
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
 
 from hanzoo.errors import DataError
 from hanzoo.models.layers.similarity import at_least_float32
+from hanzoo.models.model import Comparison, Matcher, Objective, Settings
 
 
-class CoSENT(nn.Module):
+class CoSENTSettings(Settings):
+    """Fields of the recipe's `objective` section.
+
+    Attributes:
+        temperature: that similarities are divided by.
+    """
+
+    temperature: float = Field(default=0.05, gt=0.0)
+
+
+class CoSENT(Objective):
     """One unit a batch.
 
     Args:
         temperature: that similarities are divided by, above 0.
     """
 
+    Settings: ClassVar[type[CoSENTSettings]] = CoSENTSettings
     decomposes: ClassVar[bool] = False
 
     def __init__(self, temperature: float = 0.05) -> None:
@@ -34,6 +49,22 @@ class CoSENT(nn.Module):
         if not temperature > 0:
             raise ValueError(f"cosent: temperature must be above 0, but is {temperature}.")
         self.temperature = temperature
+
+    @classmethod
+    def build(cls, settings: CoSENTSettings, matcher: Matcher, data: Any) -> Self:
+        return cls(settings.temperature)
+
+    def views(self, texts: Sequence[NDArray[np.int64]], draw: np.random.Generator | None) -> list[NDArray[np.int64]]:
+        return list(texts)
+
+    def num_units(self, num_items: int) -> Mapping[str, int]:
+        return {"cosent": 1}
+
+    def of(self, compared: Comparison, batch: Any) -> Mapping[str, Tensor]:
+        return self.losses(compared.paired(0, 1), batch.labels)
+
+    def agreement(self, first: Comparison, second: Comparison, batch: Any) -> Mapping[str, Tensor]:
+        return self.divergence(first.paired(0, 1), second.paired(0, 1))
 
     def losses(self, similarities: Tensor, labels: Tensor) -> Mapping[str, Tensor]:
         """The loss of a batch, over all of its pairs of pairs.

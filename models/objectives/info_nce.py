@@ -10,32 +10,78 @@ Cost: (rows, candidates).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
 
 from hanzoo.errors import RecipeError
 from hanzoo.models.layers.similarity import candidate_divergence, candidate_log_probabilities
+from hanzoo.models.model import Comparison, Matcher, Objective, Settings
 
 
-class InfoNCE(nn.Module):
+class InfoNCESettings(Settings):
+    """Fields of the recipe's `objective` section.
+
+    Attributes:
+        temperature: that similarities are divided by.
+        both_directions: see `InfoNCE`.
+        repetition: ESimCSE: of a single text's second view, up to this share of its pieces stand twice; 0 = none do.
+    """
+
+    temperature: float = Field(default=0.05, gt=0.0)
+    both_directions: bool = False
+    repetition: float = Field(default=0.0, ge=0.0, le=1.0)
+
+
+class InfoNCE(Objective):
     """A unit is a row; rows are each other's negatives.
 
     Args:
         temperature: that similarities are divided by, above 0. 0.05 for cosines, 1 for sums of MaxSim.
         both_directions: the mean of this and of the same with documents as rows and anchors as candidates.
+        repetition: see `InfoNCESettings`.
     """
 
+    Settings: ClassVar[type[InfoNCESettings]] = InfoNCESettings
     decomposes: ClassVar[bool] = False
 
-    def __init__(self, temperature: float = 0.05, both_directions: bool = False) -> None:
+    def __init__(self, temperature: float = 0.05, both_directions: bool = False, repetition: float = 0.0) -> None:
         super().__init__()
+        self.repetition = repetition
         if not temperature > 0:
             raise ValueError(f"info_nce: temperature must be above 0, but is {temperature}.")
         self.temperature = temperature
         self.both_directions = both_directions
+
+    @classmethod
+    def build(cls, settings: InfoNCESettings, matcher: Matcher, data: Any) -> Self:
+        return cls(settings.temperature, settings.both_directions, settings.repetition)
+
+    def views(self, texts: Sequence[NDArray[np.int64]], draw: np.random.Generator | None) -> list[NDArray[np.int64]]:
+        """A single text stands twice: its two views differ by dropout, and by what is repeated in the second."""
+        if len(texts) > 1:
+            return list(texts)
+        (text,) = texts
+        return [text, text if draw is None else with_repetition(text, self.repetition, draw)]
+
+    def num_units(self, num_items: int) -> Mapping[str, int]:
+        return {"info_nce": num_items}
+
+    def of(self, compared: Comparison, batch: Any) -> Mapping[str, Tensor]:
+        return self.losses(self._similarities(compared, batch), None, equal_texts(batch.keys))
+
+    def agreement(self, first: Comparison, second: Comparison, batch: Any) -> Mapping[str, Tensor]:
+        one, other = (self._similarities(compared, batch) for compared in (first, second))
+        return self.divergence(one, other, None, equal_texts(batch.keys))
+
+    @staticmethod
+    def _similarities(compared: Comparison, batch: Any) -> Tensor:
+        return compared.matrix(0, range(1, max(2, batch.keys.shape[1])))
 
     def losses(
         self,
@@ -162,6 +208,34 @@ class InfoNCE(nn.Module):
                 "Raise train.batch_size, or give hard negatives."
             )
         return similarities, positives, removed
+
+
+def equal_texts(keys: Tensor) -> Tensor:
+    """Which candidates are no negatives, since they are a row's own anchor or positive once more, (items, candidates) bool.
+
+    Args:
+        keys: (items, texts) int64, equal for equal texts: anchor, positive, hard negatives; or single texts.
+    """
+    anchors, positives = keys[:, 0], keys[:, min(1, keys.shape[1] - 1)]
+    candidates = torch.cat([positives, *keys[:, 2:].T]) if keys.shape[1] > 2 else positives
+    return (candidates == anchors.unsqueeze(1)) | (candidates == positives.unsqueeze(1))
+
+
+def with_repetition(text: NDArray[np.int64], share: float, draw: np.random.Generator) -> NDArray[np.int64]:
+    """A text in which some pieces stand twice, as many as are drawn from 0 to max(2, share x pieces) (ESimCSE, section 3.1).
+
+    Args:
+        text: (pieces,) int64.
+        share: of the pieces, at most; 0 = the text as it is.
+        draw: all randomness comes from it.
+    """
+    if not share:
+        return text
+    most = min(len(text), max(2, int(share * len(text))))
+    twice = draw.choice(len(text), size=int(draw.integers(0, most + 1)), replace=False)
+    times = np.ones(len(text), dtype=np.int64)
+    times[twice] = 2
+    return np.repeat(text, times)
 
 
 def _require(tensor: Tensor, name: str, shape: tuple[int, ...]) -> None:

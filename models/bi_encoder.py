@@ -1,0 +1,137 @@
+"""Bi-encoder: one vector a text, and the cosine of two: what Sentence-BERT, CoSENT, SimCSE and ArcCSE train.
+
+Source: Reimers and Gurevych 2019 (Sentence-BERT). What a bi-encoder is trained towards is the recipe's `objective`.
+Differs: nothing of the network; see `layers/pooling.py` and `layers/text_encoder.py`.
+Cost: that of the encoder; texts are encoded once and compared by a product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hanzoo.data.matching_catalogue import PairData
+from hanzoo.data.word_pieces import WordPieces
+from hanzoo.models.layers.encoder import Encoder
+from hanzoo.models.layers.similarity import cosine_similarities, paired_cosine_similarities
+from hanzoo.models.layers.text_encoder import Pooling, TextEncoderConfig, text_vectors
+from hanzoo.models.layers.text_matcher import MatchingBatch, TextMatcher, texts_of
+from hanzoo.models.model import Comparison
+
+
+class BiEncoderConfig(TextEncoderConfig):
+    """Fields of the recipe's `model` section, beside those of the encoder.
+
+    Attributes:
+        pooling: mean of the pieces' states, the state of [CLS], the pretrained pooler on it, or the mean of the first and the
+            last layer.
+    """
+
+    pooling: Pooling = "mean"
+
+
+@dataclass(frozen=True)
+class Vectors(Comparison):
+    """Texts as vectors, compared by their cosine.
+
+    Attributes:
+        views: (items, width) float32 each.
+    """
+
+    views: Sequence[Tensor]
+
+    def paired(self, one: int, other: int) -> Tensor:
+        return paired_cosine_similarities(self.views[one], self.views[other])
+
+    def matrix(self, one: int, others: Sequence[int]) -> Tensor:
+        return cosine_similarities(self.views[one], torch.cat([self.views[other] for other in others]))
+
+    def vectors(self, view: int) -> Tensor:
+        return self.views[view]
+
+
+class BiEncoder(TextMatcher):
+    """Encoder and pooling.
+
+    Args:
+        config: its settings.
+        encoder: pretrained, or of a checkpoint.
+        subwords: of the same folder.
+    """
+
+    Config: ClassVar[type[BiEncoderConfig]] = BiEncoderConfig
+    shape_fields: ClassVar[tuple[str, ...]] = ("encoder", "pooling")
+    config: BiEncoderConfig
+
+    def __init__(self, config: BiEncoderConfig, encoder: Encoder, subwords: WordPieces) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        self.subwords = subwords
+
+    @classmethod
+    def build(cls, config: BiEncoderConfig, data: PairData) -> Self:
+        encoder, subwords, digest = cls.open_folder(config, WordPieces, config.pooling == "pooler")
+        model = cls(config, encoder, subwords)
+        model.inputs = {f"encoder {config.encoder}": digest}
+        model.notes = tuple(model.length_notes(text for item in data.train for text in texts_of(item)))
+        return model
+
+    def forward(self, batch: MatchingBatch) -> Vectors:
+        """The vectors of each view."""
+        pooled = text_vectors(self.encoder, batch.rows, self.config.pooling, self.config.rows_at_once)
+        return Vectors(torch.split(pooled, batch.num_samples))
+
+    # What users call.
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str], normalised: bool = True) -> NDArray[np.float32]:
+        """One vector a text.
+
+        Args:
+            texts: any number; none may be empty.
+            normalised: of length 1, so that their product is the cosine.
+
+        Returns:
+            (texts, width) float32.
+
+        Raises:
+            DataError: a text is empty, or all blanks.
+        """
+        was_training = self.training
+        self.eval()
+        pieces = self.read_texts(texts)
+        found = np.empty((len(texts), self.encoder.width), dtype=np.float32)
+        for indices in self.batches_by_length([len(row) + 2 for row in pieces]):
+            rows = self.rows([pieces[i] for i in indices]).to(self.device)
+            vectors = text_vectors(self.encoder, rows, self.config.pooling)
+            if normalised:
+                vectors = torch.nn.functional.normalize(vectors, dim=1)
+            found[indices] = vectors.cpu().numpy()
+        self.train(was_training)
+        return found
+
+    def scores(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
+        """The cosine of the two texts of each pair, (pairs,) in [-1, 1]; see `Matcher.scores`."""
+        texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+        places = {text: number for number, text in enumerate(texts)}
+        vectors = self.encode(texts).astype(np.float64)
+        first, second = (vectors[[places[pair[side]] for pair in pairs]] for side in (0, 1))
+        cosines: NDArray[np.float64] = (first * second).sum(1)
+        return cosines
+
+    # Saving.
+
+    def description(self) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def from_description(cls, config: BiEncoderConfig, description: Mapping[str, Any], folder: Path) -> Self:
+        return cls(config, *cls.saved_folder(config, folder, WordPieces, config.pooling == "pooler"))

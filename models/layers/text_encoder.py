@@ -1,0 +1,166 @@
+"""Whole texts through a pretrained encoder, as its own tokenizer cuts them: what every matcher reads.
+
+A batch's texts are rows of one pass, whatever they are to each other. In training a batch that is too large for the memory is
+read a few rows at a time, and each part is read again on the way back (gradient checkpointing; Chen et al. 2016): the gradient is
+that of the whole batch, in which all rows are each other's negatives, and the memory that of a part.
+
+Source: GradCache, Gao et al. 2021, for what it is good for.
+Differs: there the vectors are cached and the loss's gradient is carried over by hand; here the graph does it, so that attacks,
+autocast and ranks need no second path. The piece embeddings are looked up once, outside of the parts: an attack moves their output
+once a pass.
+Cost: with parts one more forward pass of the encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from hanzoo.data.movable import Movable
+from hanzoo.data.windows import rounded
+from hanzoo.data.word_pieces import WordPieces
+from hanzoo.errors import DataError
+from hanzoo.models.layers.encoder import PIECES_A_PASS, Encoder, PretrainedConfig, PretrainedModel
+from hanzoo.models.layers.pooling import cls_pooling, first_last_pooling, mean_pooling
+from hanzoo.models.model import AttackPoint
+
+Pooling = Literal["mean", "cls", "pooler", "first_last"]
+Head = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+
+
+class TextEncoderConfig(PretrainedConfig):
+    """Fields of the recipe's `model` section for models that read whole texts.
+
+    Attributes:
+        max_pieces: pieces of a text that are read, [CLS] and [SEP] included; None = as many as the encoder can (BERT: 512). What
+            a longer text has behind them is not read, and that is said.
+        rows_at_once: texts that the encoder reads at once in training, the others of a batch after them; None = all. Fewer need
+            less memory and one more pass, and change no gradient.
+    """
+
+    max_pieces: int | None = Field(default=None, ge=3)
+    rows_at_once: int | None = Field(default=None, ge=1)
+
+
+@dataclass(frozen=True)
+class TextRows(Movable):
+    """Texts as rows.
+
+    Attributes:
+        pieces: (rows, seq) int64, [CLS] pieces [SEP] each.
+        mask: (rows, seq) bool, True = real, a prefix of each row.
+    """
+
+    pieces: Tensor
+    mask: Tensor
+
+
+def in_parts(encoder: Encoder, rows: TextRows, head: Head, rows_at_once: int | None) -> Tensor:
+    """What `head` makes of rows, read a few at a time.
+
+    Args:
+        encoder: whose piece embeddings are looked up.
+        rows: of the batch.
+        head: from a mask and the encoder's input, as `Encoder.read` takes them, to a tensor with a line a row.
+        rows_at_once: in training, see `TextEncoderConfig`; without gradients as many as PIECES_A_PASS holds.
+    """
+    if not torch.is_grad_enabled():
+        few = max(1, PIECES_A_PASS // rows.mask.shape[1])
+        parts = zip(torch.split(rows.mask, few), torch.split(rows.pieces, few), strict=True)
+        return torch.cat([head(mask, {"input_ids": pieces}) for mask, pieces in parts])
+    if rows_at_once is None or len(rows.mask) <= rows_at_once:
+        return head(rows.mask, {"input_ids": rows.pieces})
+    embedded = encoder.table(rows.pieces)
+    parts = zip(torch.split(rows.mask, rows_at_once), torch.split(embedded, rows_at_once), strict=True)
+    # dropout draws the same numbers when a part is read again: checkpoint puts the generators back
+    return torch.cat([checkpoint(head, mask, {"inputs_embeds": part}, use_reentrant=False) for mask, part in parts])
+
+
+def text_vectors(encoder: Encoder, rows: TextRows, pooling: Pooling, rows_at_once: int | None = None) -> Tensor:
+    """One vector a row, (rows, width) float32.
+
+    Args:
+        encoder: pretrained.
+        rows: texts.
+        pooling: how a row's hidden states become its vector (see `pooling.py`; pooler: the layer that BERT was pretrained with).
+        rows_at_once: see `TextEncoderConfig`.
+    """
+
+    def pooled(mask: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        if pooling == "first_last":
+            layers = encoder.read(mask, output_hidden_states=True, **inputs).hidden_states
+            return first_last_pooling(layers[1], layers[-1], mask)
+        output = encoder.read(mask, **inputs)
+        if pooling == "pooler":
+            vectors: Tensor = output.pooler_output
+            return vectors.float()
+        return (mean_pooling if pooling == "mean" else cls_pooling)(output.last_hidden_state, mask)
+
+    return in_parts(encoder, rows, pooled, rows_at_once)
+
+
+class TextEncoderModel(PretrainedModel):
+    """What the models on whole texts share: reading them, the rows of a batch, the attack point.
+
+    A subclass's batch holds `rows`, and says in `samples` which item each row belongs to.
+    """
+
+    config: TextEncoderConfig
+    subwords: WordPieces
+
+    @property
+    def max_pieces(self) -> int | None:
+        """Pieces of a text that are read, without [CLS] and [SEP]; None = any number."""
+        limits = [self.encoder.max_length, self.config.max_pieces and self.config.max_pieces - 2]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def read_texts(self, texts: Sequence[str], where: str = "text") -> list[NDArray[np.int64]]:
+        """The pieces of texts, no more of each than are read.
+
+        Raises:
+            DataError: a text has no pieces: it is empty, or all blanks.
+        """
+        rows = self.subwords.encode(texts)
+        for text, row in zip(texts, rows, strict=True):
+            if not len(row):
+                raise DataError(
+                    f"{where}: a text to compare must hold a character that is no blank, but is {text[:20]!r}. Leave it out."
+                )
+        return [row[: self.max_pieces] for row in rows]
+
+    def rows(self, texts: Sequence[NDArray[np.int64]]) -> TextRows:
+        """The rows of a batch, from the pieces of its texts: no more of each than are read."""
+        texts = [text[: self.max_pieces] for text in texts]
+        lengths = np.array([len(text) + 2 for text in texts])
+        mask = np.arange(self._columns(int(lengths.max()))) < lengths[:, None]
+        pieces = np.full(mask.shape, self.subwords.padding, dtype=np.int64)
+        ends = [[self.subwords.first], [self.subwords.last]]
+        pieces[mask] = np.concatenate([part for text in texts for part in (ends[0], text, ends[1])])
+        return TextRows(torch.from_numpy(pieces), torch.from_numpy(mask))
+
+    def _columns(self, longest: int) -> int:
+        limit = self.encoder.max_length
+        return rounded(longest) if limit is None else min(rounded(longest), limit + 2)
+
+    def length_notes(self, texts: Iterable[str]) -> Iterator[str]:
+        """What a person should be told of texts that are longer than what is read of them."""
+        limit = self.max_pieces
+        if limit is None:
+            return
+        texts = list(texts)
+        longer = sum(len(row) > limit for row in self.subwords.encode(texts))
+        if longer:
+            yield f"{longer:,} of {len(texts):,} texts have more than {limit} pieces: the rest of each is not read"
+
+    def attack_points(self, batch: Any) -> Mapping[str, AttackPoint]:
+        table = self.encoder.table
+        samples = torch.where(batch.rows.mask, batch.samples.unsqueeze(1), -1)
+        return {"pieces": AttackPoint(table, samples, table.weight, batch.num_samples)}  # type: ignore[arg-type]

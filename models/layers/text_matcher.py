@@ -1,0 +1,117 @@
+"""What the matchers on a pretrained encoder share: features and batches of pairs, triples and single texts.
+
+A batch holds the views of its items that the objective compares, as rows of one pass: all first views, then all second ones.
+Two views of one text are two rows, so that their dropout masks differ, as SimCSE needs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hanzoo.data.document import Document, Pair, Triple
+from hanzoo.data.movable import Movable
+from hanzoo.models.layers.text_encoder import TextEncoderModel, TextRows
+from hanzoo.models.model import Draw, Matcher
+
+NO_LABEL = float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class MatchingFeatures:
+    """One item.
+
+    Attributes:
+        texts: the pieces of each of its texts, (pieces,) int64.
+        keys: of its texts: equal for equal texts.
+        label: of a pair; NaN where there is none.
+    """
+
+    texts: tuple[NDArray[np.int64], ...]
+    keys: tuple[int, ...]
+    label: float
+
+    @property
+    def length(self) -> int:
+        return max(map(len, self.texts)) + 2
+
+
+@dataclass(frozen=True)
+class MatchingBatch(Movable):
+    """Items whose texts are compared.
+
+    Attributes:
+        rows: all views of all items, (views x items) rows, view by view.
+        samples: (views x items,) int64: which item a row is of.
+        keys: (items, texts) int64: equal for equal texts, in the order of the items' own texts.
+        labels: (items,) float32; NaN where there is none.
+        units: of each part of the loss.
+        item_ids: (items,) places in the training set; empty at inference.
+    """
+
+    rows: TextRows
+    samples: Tensor
+    keys: Tensor
+    labels: Tensor
+    units: Mapping[str, int]
+    item_ids: tuple[int, ...] = ()
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_units(self) -> Mapping[str, int]:
+        return self.units
+
+    @property
+    def unit_lengths(self) -> Mapping[str, Tensor]:
+        device = self.labels.device
+        return {part: torch.ones(number, dtype=torch.int64, device=device) for part, number in self.units.items()}
+
+
+def texts_of(item: Pair | Triple | Document) -> tuple[str, ...]:
+    """The texts of an item, in order."""
+    if isinstance(item, Pair):
+        return item.first, item.second
+    if isinstance(item, Triple):
+        return item.anchor, item.positive, item.negative
+    return (item.text,)
+
+
+def text_number(text: str) -> int:
+    """A number for a text: the same for the same text, in every process, and for no other that anybody will meet."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") >> 1
+
+
+class TextMatcher(TextEncoderModel, Matcher):
+    """A matcher that reads whole texts."""
+
+    def featurize(self, item: Pair | Triple | Document) -> MatchingFeatures:
+        texts = texts_of(item)
+        label = item.label if isinstance(item, Pair) and item.label is not None else NO_LABEL
+        return MatchingFeatures(
+            tuple(self.read_texts(texts, item.source or "text")), tuple(map(text_number, texts)), label
+        )
+
+    def collate(
+        self, features: Sequence[MatchingFeatures], draw: Draw | None = None, item_ids: Sequence[int] = ()
+    ) -> MatchingBatch:
+        assert self.objective is not None
+        draws = [None] * len(features) if draw is None else [draw(item) for item in item_ids]
+        views = [self.objective.views(item.texts, own) for item, own in zip(features, draws, strict=True)]
+        rows = [texts[number] for number in range(len(views[0])) for texts in views]
+        return MatchingBatch(
+            self.rows(rows),
+            torch.arange(len(features)).repeat(len(views[0])),
+            torch.tensor([item.keys for item in features], dtype=torch.int64),
+            torch.tensor([item.label for item in features], dtype=torch.float32),
+            self.objective.num_units(len(features)),
+            tuple(item_ids),
+        )
