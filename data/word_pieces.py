@@ -20,10 +20,13 @@ class WordPieces(PieceNumbers):
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         """The pieces of each text, (pieces,) int64, without [CLS] and [SEP], of any number.
 
-        A text of blanks has none. A lone surrogate, which no tokenizer takes, is read like a character that cannot be decoded.
+        A text of blanks has none. "[SEP]" written in a text is text. A lone surrogate, which no tokenizer takes, is read like a
+        character that cannot be decoded.
         """
         readable = [text.encode("utf-8", "surrogatepass").decode("utf-8", "replace") for text in texts]
-        found = self._tokenizer(readable, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        found = self._tokenizer(
+            readable, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
+        )
         return [np.array(row, dtype=np.int64) for row in found["input_ids"]]
 
     def number(self, piece: str) -> int | None:

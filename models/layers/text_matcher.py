@@ -106,12 +106,19 @@ class TextMatcher(TextEncoderModel, Matcher):
         assert self.objective is not None
         draws = [None] * len(features) if draw is None else [draw(item) for item in item_ids]
         views = [self.objective.views(item.texts, own) for item, own in zip(features, draws, strict=True)]
-        rows = [texts[number] for number in range(len(views[0])) for texts in views]
         return MatchingBatch(
-            self.rows(rows),
+            self.rows_of_views(list(zip(*views, strict=True))),
             torch.arange(len(features)).repeat(len(views[0])),
             torch.tensor([item.keys for item in features], dtype=torch.int64),
             torch.tensor([item.label for item in features], dtype=torch.float32),
             self.objective.num_units(len(features)),
             tuple(item_ids),
         )
+
+    def rows_of_views(self, views: Sequence[Sequence[NDArray[np.int64]]]) -> TextRows:
+        """The rows of a batch: all items' first views, then all second ones.
+
+        Args:
+            views: for each view the pieces of its texts, one an item.
+        """
+        return self.rows([text for view in views for text in view])

@@ -1,0 +1,241 @@
+"""ColBERT: a vector a token, and late interaction: for each token of a query the best of a document's.
+
+Source: Khattab and Zaharia 2020 (ColBERT), sections 3.2 (markers, query augmentation by [MASK], punctuation left out of documents)
+and 3.3 (MaxSim); Santhanam et al. 2022 (ColBERTv2).
+Differs, for Chinese. The markers are pieces that the vocabulary has (its [unused0] is not in Chinese BERT's, and would be [UNK]).
+As many [MASK] as a query has pieces are put behind it, up to `query_pieces`, instead of always 32 in all: the median query of
+AFQMC has 12 characters. Punctuation of both scripts is left out of documents, [UNK] never is ("`" and most quotation marks are
+[UNK] there). What does not count is -inf before the maximum, not 0. The mean over a query's tokens is offered beside the sum.
+Cost: that of the encoder; a corpus takes 2 x dimension bytes a token; see `layers/max_sim.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from hanzoo.data.word_pieces import WordPieces
+from hanzoo.errors import RecipeError
+from hanzoo.models.layers.encoder import Encoder
+from hanzoo.models.layers.max_sim import max_sim, paired_max_sim
+from hanzoo.models.layers.text_encoder import TextEncoderConfig, TextRows, in_parts
+from hanzoo.models.layers.text_matcher import MatchingBatch, TextMatcher, texts_of
+from hanzoo.models.model import Comparison
+
+PUNCTUATION = string.punctuation + "，。、；：？！（）《》〈〉【】「」『』〔〕·—…～“”‘’￥％＆＊＋－／＝＠＃"
+
+
+class ColBERTConfig(TextEncoderConfig):
+    """Fields of the recipe's `model` section, beside those of the encoder.
+
+    Attributes:
+        dimension: of a token's vector.
+        query_pieces: of a query, [MASK] and the three others included, at most.
+        expansion: [MASK] behind a query, a piece of it; 0 = none.
+        mean: the mean over a query's tokens instead of the sum.
+        query_marker: the piece behind [CLS] of a query.
+        document_marker: of a document.
+    """
+
+    dimension: int = Field(default=128, ge=1)
+    query_pieces: int = Field(default=32, ge=4)
+    expansion: float = Field(default=1.0, ge=0.0)
+    mean: bool = False
+    query_marker: str = "[unused1]"
+    document_marker: str = "[unused2]"
+
+
+class Row(NamedTuple):
+    """A text as the encoder reads it.
+
+    Attributes:
+        pieces: (pieces,) int64, all of them.
+        attended: how many of them, the first, are attended to.
+        scored: (pieces,) bool, True = the token counts.
+    """
+
+    pieces: NDArray[np.int64]
+    attended: int
+    scored: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class TokenRows(TextRows):
+    """See `TextRows`, whose mask says what is attended to.
+
+    Attributes:
+        scored: (rows, seq) bool, True = the token counts.
+    """
+
+    scored: Tensor
+
+
+@dataclass(frozen=True)
+class TokenVectors(Comparison):
+    """Texts as a vector a token.
+
+    Attributes:
+        views: (items, seq, dimension) float each, of unit length.
+        masks: (items, seq) bool each, True = a token that counts.
+        mean: see `ColBERTConfig`.
+    """
+
+    views: Sequence[Tensor]
+    masks: Sequence[Tensor]
+    mean: bool
+
+    def paired(self, one: int, other: int) -> Tensor:
+        given = self.views[one], self.views[other], self.masks[one], self.masks[other]
+        return paired_max_sim(*given, mean=self.mean)
+
+    def matrix(self, one: int, others: Sequence[int]) -> Tensor:
+        documents, mask = (torch.cat([each[other] for other in others]) for each in (self.views, self.masks))
+        return max_sim(self.views[one], documents, self.masks[one], mask, mean=self.mean)
+
+    def vectors(self, view: int) -> Tensor:
+        raise RecipeError(
+            "objective: must compare scores where the model is colbert, which has no one vector a text. "
+            "Take another objective, or model.name=bi_encoder."
+        )
+
+
+class ColBERT(TextMatcher):
+    """Encoder, a linear map of each state, MaxSim. The first text of a pair is the query.
+
+    Args:
+        config: its settings.
+        encoder: pretrained, or of a checkpoint.
+        subwords: of the same folder.
+
+    Raises:
+        RecipeError: a marker is no piece of the vocabulary, or there is no [MASK] to expand with.
+    """
+
+    Config: ClassVar[type[ColBERTConfig]] = ColBERTConfig
+    shape_fields: ClassVar[tuple[str, ...]] = ("encoder", "dimension", "query_marker", "document_marker")
+    config: ColBERTConfig
+
+    def __init__(self, config: ColBERTConfig, encoder: Encoder, subwords: WordPieces) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        self.subwords = subwords
+        self.projection = nn.Linear(encoder.width, config.dimension, bias=False)
+        nn.init.normal_(self.projection.weight, std=0.02)  # as BERT's own layers
+        self._markers = tuple(self._marker(name) for name in ("query_marker", "document_marker"))
+        if config.expansion and subwords.mask is None:
+            raise RecipeError(
+                f"model.expansion: must be 0 where {config.encoder} has no [MASK], but is not. Set it to 0."
+            )
+        numbers = (subwords.number(character) for character in PUNCTUATION)
+        skipped = {number for number in numbers if number not in (None, subwords.unknown)}
+        self._skipped = np.array(sorted(skipped), dtype=np.int64)
+
+    def _marker(self, field: str) -> int:
+        piece: str = getattr(self.config, field)
+        number = self.subwords.number(piece)
+        if number is None or number == self.subwords.unknown:
+            raise RecipeError(
+                f"model.{field}: must be a piece of {self.config.encoder}'s vocabulary, but {piece!r} is none: it would be "
+                "[UNK]. Name one that it has and no text needs."
+            )
+        return number
+
+    @classmethod
+    def build(cls, config: ColBERTConfig, data: Any) -> Self:
+        encoder, subwords, digest = cls.open_folder(config, WordPieces)
+        model = cls(config, encoder, subwords)
+        model.inputs = {f"encoder {config.encoder}": digest}
+        model.notes = tuple(model.length_notes(text for item in data.train for text in texts_of(item)))
+        return model
+
+    # Texts to rows.
+
+    def query_row(self, text: NDArray[np.int64]) -> Row:
+        """[CLS] marker pieces [SEP] [MASK] ...: nobody attends to the [MASK], but they attend to the query, and are scored."""
+        subwords, limit = self.subwords, self.config.query_pieces
+        text = text[: limit - 3]
+        read = np.concatenate([[subwords.first, self._markers[0]], text, [subwords.last]])
+        masks = min(limit - len(read), math.ceil(self.config.expansion * len(text)))
+        row = np.concatenate([read, np.full(masks, subwords.mask or 0)])
+        return Row(row, len(read), np.ones(len(row), dtype=np.bool_))
+
+    def document_row(self, text: NDArray[np.int64]) -> Row:
+        """[CLS] marker pieces [SEP], all of them scored but punctuation."""
+        limit = self.max_pieces
+        text = text if limit is None else text[: limit - 1]
+        row = np.concatenate([[self.subwords.first, self._markers[1]], text, [self.subwords.last]])
+        return Row(row, len(row), ~np.isin(row, self._skipped))
+
+    def token_rows(self, rows: Sequence[Row]) -> TokenRows:
+        """The rows of a batch."""
+        lengths = np.array([len(row.pieces) for row in rows])
+        columns = np.arange(self._columns(int(lengths.max())))
+        written = columns < lengths[:, None]
+        pieces = np.full(written.shape, self.subwords.padding, dtype=np.int64)
+        scored = np.zeros(written.shape, dtype=np.bool_)
+        pieces[written] = np.concatenate([row.pieces for row in rows])
+        scored[written] = np.concatenate([row.scored for row in rows])
+        attended = columns < np.array([row.attended for row in rows])[:, None]
+        return TokenRows(*map(torch.from_numpy, (pieces, attended, scored)))
+
+    def rows_of_views(self, views: Sequence[Sequence[NDArray[np.int64]]]) -> TokenRows:
+        queries, *documents = views
+        rows = [self.query_row(text) for text in queries]
+        return self.token_rows([*rows, *(self.document_row(text) for view in documents for text in view)])
+
+    def forward(self, batch: MatchingBatch) -> TokenVectors:
+        """The tokens' vectors of each view: of the first as queries, of the others as documents."""
+        rows = batch.rows
+        assert isinstance(rows, TokenRows)
+        vectors = torch.split(self.token_vectors(rows, self.config.rows_at_once), batch.num_samples)
+        return TokenVectors(vectors, torch.split(rows.scored, batch.num_samples), self.config.mean)
+
+    def token_vectors(self, rows: TokenRows, rows_at_once: int | None = None) -> Tensor:
+        """(rows, seq, dimension) float32, of unit length."""
+
+        def projected(mask: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+            states = self.encoder.read(mask, **inputs).last_hidden_state
+            return F.normalize(self.projection(states).float(), dim=-1)
+
+        return in_parts(self.encoder, rows, projected, rows_at_once)
+
+    # What users call.
+
+    @torch.inference_mode()
+    def scores(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
+        """MaxSim of the first text of each pair, as a query, with the second, (pairs,); see `Matcher.scores`."""
+        was_training = self.training
+        self.eval()
+        sides = [self.read_texts([pair[side] for pair in pairs]) for side in (0, 1)]
+        queries, documents = map(self.query_row, sides[0]), map(self.document_row, sides[1])
+        rows = list(zip(queries, documents, strict=True))
+        found = np.empty(len(pairs))
+        for indices in self.batches_by_length([2 * max(len(one.pieces), len(other.pieces)) for one, other in rows]):
+            chosen = [rows[i] for i in indices]
+            both = self.token_rows([one for one, _ in chosen] + [other for _, other in chosen]).to(self.device)
+            vectors = torch.split(self.token_vectors(both), len(indices))
+            compared = TokenVectors(vectors, torch.split(both.scored, len(indices)), self.config.mean)
+            found[indices] = compared.paired(0, 1).cpu().numpy()
+        self.train(was_training)
+        return found
+
+    # Saving.
+
+    def description(self) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def from_description(cls, config: ColBERTConfig, description: Mapping[str, Any], folder: Path) -> Self:
+        return cls(config, *cls.saved_folder(config, folder, WordPieces))
