@@ -62,6 +62,11 @@ class TextRows(Movable):
     pieces: Tensor
     mask: Tensor
 
+    @property
+    def inputs(self) -> Mapping[str, Tensor]:
+        """What the encoder reads beside pieces and mask, (rows, seq) each, as transformers names it."""
+        return {}
+
 
 def in_parts(encoder: Encoder, rows: TextRows, head: Head, rows_at_once: int | None) -> Tensor:
     """What `head` makes of rows, read a few at a time.
@@ -72,16 +77,23 @@ def in_parts(encoder: Encoder, rows: TextRows, head: Head, rows_at_once: int | N
         head: from a mask and the encoder's input, as `Encoder.read` takes them, to a tensor with a line a row.
         rows_at_once: in training, see `TextEncoderConfig`; without gradients as many as PIECES_A_PASS holds.
     """
+
+    def parts(size: int, first: Tensor, name: str) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        given = {name: first, **rows.inputs}
+        for start in range(0, len(rows.mask), size):
+            part = slice(start, start + size)
+            yield rows.mask[part], {key: tensor[part] for key, tensor in given.items()}
+
     if not torch.is_grad_enabled():
         few = max(1, PIECES_A_PASS // rows.mask.shape[1])
-        parts = zip(torch.split(rows.mask, few), torch.split(rows.pieces, few), strict=True)
-        return torch.cat([head(mask, {"input_ids": pieces}) for mask, pieces in parts])
+        return torch.cat([head(*part) for part in parts(few, rows.pieces, "input_ids")])
     if rows_at_once is None or len(rows.mask) <= rows_at_once:
-        return head(rows.mask, {"input_ids": rows.pieces})
+        return head(rows.mask, {"input_ids": rows.pieces, **rows.inputs})
     embedded = encoder.table(rows.pieces)
-    parts = zip(torch.split(rows.mask, rows_at_once), torch.split(embedded, rows_at_once), strict=True)
     # dropout draws the same numbers when a part is read again: checkpoint puts the generators back
-    return torch.cat([checkpoint(head, mask, {"inputs_embeds": part}, use_reentrant=False) for mask, part in parts])
+    return torch.cat(
+        [checkpoint(head, *part, use_reentrant=False) for part in parts(rows_at_once, embedded, "inputs_embeds")]
+    )
 
 
 def text_vectors(encoder: Encoder, rows: TextRows, pooling: Pooling, rows_at_once: int | None = None) -> Tensor:

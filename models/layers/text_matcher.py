@@ -47,8 +47,8 @@ class MatchingBatch(Movable):
     """Items whose texts are compared.
 
     Attributes:
-        rows: all views of all items, (views x items) rows, view by view.
-        samples: (views x items,) int64: which item a row is of.
+        rows: what the encoder reads of all items: a row an item, then another of each, and so on.
+        samples: (rows,) int64: which item a row is of.
         keys: (items, texts) int64: equal for equal texts, in the order of the items' own texts.
         labels: (items,) float32; NaN where there is none.
         units: of each part of the loss.
@@ -106,9 +106,10 @@ class TextMatcher(TextEncoderModel, Matcher):
         assert self.objective is not None
         draws = [None] * len(features) if draw is None else [draw(item) for item in item_ids]
         views = [self.objective.views(item.texts, own) for item, own in zip(features, draws, strict=True)]
+        rows = self.rows_of_views(list(zip(*views, strict=True)))
         return MatchingBatch(
-            self.rows_of_views(list(zip(*views, strict=True))),
-            torch.arange(len(features)).repeat(len(views[0])),
+            rows,
+            torch.arange(len(features)).repeat(len(rows.mask) // len(features)),
             torch.tensor([item.keys for item in features], dtype=torch.int64),
             torch.tensor([item.label for item in features], dtype=torch.float32),
             self.objective.num_units(len(features)),
