@@ -519,7 +519,9 @@ class Matcher(Model):
         objective: what it is trained towards; None for one that is not being trained.
     """
 
-    objective: Objective | None = None
+    def __init__(self) -> None:
+        super().__init__()
+        self.objective: Objective | None = None
 
     def losses(self, output: Any, batch: Any) -> Mapping[str, Tensor]:
         assert self.objective is not None

@@ -1,0 +1,287 @@
+"""Bi-encoder, ColBERT and cross-encoder: what they read, that company and padding change nothing, chunks and their gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from hanzoo.data.document import Document, Pair, Triple
+from hanzoo.data.randomness import generator, reseed
+from hanzoo.data.subwords import quiet
+from hanzoo.errors import DataError, RecipeError
+from hanzoo.models.bi_encoder import BiEncoder
+from hanzoo.models.colbert import PUNCTUATION, ColBERT
+from hanzoo.models.cross_encoder import CrossEncoder, fitted
+from hanzoo.models.layers import text_encoder
+from hanzoo.models.layers.text_matcher import TextMatcher, text_number
+from hanzoo.models.objectives.binary import Binary
+from hanzoo.models.objectives.cosent import CoSENT
+from hanzoo.models.objectives.info_nce import InfoNCE
+
+pytestmark = pytest.mark.usefixtures("deterministic", "encoders")
+
+TEXTS = [
+    "王小明在北京工作",
+    "今天下雨",
+    "昨天的会开得太长了，没有人记得最后说了什么",
+    "张伟和刘洋都在云山银行实习过一年多",
+]
+PAIRS = [(TEXTS[0], TEXTS[1]), (TEXTS[2], TEXTS[0]), (TEXTS[3], TEXTS[3]), (TEXTS[1], TEXTS[2])]
+DATA = SimpleNamespace(train=[Pair(*pair, label=float(number % 2)) for number, pair in enumerate(PAIRS)])
+MATCHERS: list[type[Any]] = [BiEncoder, ColBERT, CrossEncoder]
+every_matcher = pytest.mark.parametrize("cls", MATCHERS)
+
+
+def build(cls: type[Any], **settings: Any) -> Any:
+    reseed(1, "weights")
+    own = {"document_marker": "#"} if cls is ColBERT else {}  # the small vocabulary has one free piece
+    return cls.build(cls.Config(**({"encoder": "tiny-bert"} | own | settings)), DATA).eval()
+
+
+def learning(cls: type[Any], **settings: Any) -> Any:
+    """A matcher in training, and what it is trained towards."""
+    model = build(cls, **settings)
+    model.objective = CoSENT() if cls is not CrossEncoder else Binary()
+    return model.train()
+
+
+def batch_of(model: TextMatcher, items: list[Any] = DATA.train) -> Any:
+    return model.collate([model.featurize(item) for item in items])
+
+
+@every_matcher
+def test_scores_do_not_depend_on_the_company(cls: type[Any]) -> None:
+    model = build(cls)
+    together = model.scores(PAIRS)
+    assert np.allclose(together, [model.score(*pair) for pair in PAIRS], rtol=1e-5, atol=1e-5)
+    assert np.allclose(together[::-1], model.scores(PAIRS[::-1]), rtol=1e-5, atol=1e-5)
+    assert len(set(together.round(4))) == len(PAIRS)
+
+
+@every_matcher
+@pytest.mark.parametrize("text", ["", "   ", "\u3000"])
+def test_a_text_without_pieces_is_refused(cls: type[Any], text: str) -> None:
+    model = build(cls)
+    with pytest.raises(DataError, match="a text to compare must hold a character that is no blank"):
+        model.score(TEXTS[0], text)
+    model.objective = CoSENT()
+    with pytest.raises(DataError, match=r"pairs\.tsv:7: a text to compare"):
+        model.featurize(Pair(text, TEXTS[0], source="pairs.tsv:7"))
+
+
+@every_matcher
+def test_texts_of_any_content_have_a_score(cls: type[Any]) -> None:
+    model = build(cls)
+    assert np.isfinite(model.scores([("a\ud83d", "😀𠮷"), ("[SEP]", "[PAD][MASK]"), ("好" * 2000, "。")])).all()
+
+
+@every_matcher
+def test_the_batch_scores_what_scores_does(cls: type[Any]) -> None:
+    model = learning(cls).eval()
+    with torch.no_grad():
+        compared = model(batch_of(model)).paired(0, 1)
+    assert np.allclose(compared.numpy(), model.scores(PAIRS), rtol=1e-5, atol=1e-5)
+
+
+# Bi-encoder.
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "first_last", "pooler"])
+def test_vectors_are_those_of_transformers(encoders: Path, pooling: str) -> None:
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(str(encoders / "tiny-bert"))
+        plain = AutoModel.from_pretrained(str(encoders / "tiny-bert"), dtype=torch.float32).eval()
+    model = build(BiEncoder, pooling=pooling)
+    if pooling == "pooler":
+        plain.pooler.load_state_dict(model.encoder.model.pooler.state_dict())
+    expected = []
+    for text in TEXTS:
+        with torch.no_grad():
+            output = plain(**tokenizer(text, return_tensors="pt"), output_hidden_states=True)
+        layers = [states[0].double() for states in output.hidden_states]
+        expected.append(
+            {
+                "mean": layers[-1].mean(0),
+                "cls": layers[-1][0],
+                "first_last": (layers[1].mean(0) + layers[-1].mean(0)) / 2,
+                "pooler": output.pooler_output[0].double(),
+            }[pooling]
+        )
+    found = model.encode(TEXTS, normalised=False)
+    assert np.allclose(found, torch.stack(expected).numpy(), rtol=1e-4, atol=1e-5)
+    assert np.allclose(np.linalg.norm(model.encode(TEXTS), axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "pooler"])
+def test_a_saved_bi_encoder_is_the_same(tmp_path: Path, pooling: str) -> None:
+    model = build(BiEncoder, pooling=pooling)
+    model.objective = CoSENT()
+    model.save(tmp_path)
+    assert np.array_equal(BiEncoder.load(tmp_path).scores(PAIRS), model.scores(PAIRS))
+
+
+def test_longer_texts_are_cut_and_said() -> None:
+    model = build(BiEncoder, max_pieces=8)
+    assert model.notes == ("6 of 8 texts have more than 6 pieces: the rest of each is not read",)
+    assert np.array_equal(model.encode([TEXTS[0]]), model.encode([TEXTS[0][:6] + "以及"]))
+    assert not np.array_equal(model.encode([TEXTS[0]]), model.encode(["很" + TEXTS[0]]))
+
+
+# Chunks.
+
+
+@every_matcher
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_gradient_of_chunks_that_are_read_again(cls: type[Any], size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gradients(seed: int) -> torch.Tensor:
+        model = learning(cls, rows_at_once=size)
+        reseed(seed, "dropout")
+        batch = batch_of(model)
+        sum(values.sum() for values in model.losses(model(batch), batch).values()).backward()  # type: ignore[union-attr]
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    again = gradients(1)
+    calls: list[Any] = []
+
+    def plainly(function: Callable[..., Any], *given: Any, use_reentrant: bool) -> Any:
+        calls.append(given)
+        return function(*given)
+
+    monkeypatch.setattr(text_encoder, "checkpoint", plainly)
+    once = gradients(1)
+    assert len(calls) == -(-(len(PAIRS) if cls is CrossEncoder else 2 * len(PAIRS)) // size)
+    assert torch.allclose(again, once, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(again, gradients(2), rtol=1e-2, atol=1e-4)  # dropout was on
+
+
+# Views.
+
+
+def test_two_views_of_one_text_differ_by_dropout_alone() -> None:
+    model = learning(BiEncoder)
+    model.objective = InfoNCE()
+    batch = batch_of(model, [Document(text) for text in TEXTS])
+    first, second = model(batch).views
+    assert (first - second).abs().max() > 1e-3
+    model.eval()
+    first, second = model(batch).views
+    assert torch.allclose(first, second, atol=1e-6)
+
+
+def test_repeated_pieces_are_drawn_by_item_and_only_in_the_second_view() -> None:
+    objective = InfoNCE(repetition=0.3)
+    text = np.arange(5, 45)
+    seen = set()
+    for number in range(40):
+        same, longer = objective.views([text], generator(1, "input", number))
+        assert same is text
+        assert np.array_equal(np.unique(longer), text)
+        assert (np.diff(longer) >= 0).all()
+        assert np.bincount(longer)[5:].max() <= 2
+        seen.add(len(longer) - len(text))
+    assert min(seen) == 0
+    assert 10 <= max(seen) <= 12
+    again = objective.views([text], generator(1, "input", 3))[1]
+    assert np.array_equal(again, objective.views([text], generator(1, "input", 3))[1])
+    assert objective.views([text], None)[1] is text
+
+
+def test_the_same_text_twice_in_a_batch_is_no_negative() -> None:
+    model = learning(BiEncoder, encoder_dropout=0.0)
+    model.objective = InfoNCE()
+    once = batch_of(model, [Document(text) for text in TEXTS])
+    twice = batch_of(model, [Document(text) for text in [*TEXTS, TEXTS[0]]])
+    expected = model.losses(model(once), once)["info_nce"]
+    found = model.losses(model(twice), twice)["info_nce"]
+    assert torch.allclose(found[0], expected[0], atol=1e-5)
+    assert torch.allclose(found[4], expected[0], atol=1e-5)
+    assert found[1] > expected[1] + 1e-4  # for the others it is one more
+
+
+def test_hard_negatives_are_candidates_of_every_row() -> None:
+    model = learning(BiEncoder)
+    model.objective = InfoNCE()
+    batch = batch_of(model, [Triple(TEXTS[0], TEXTS[1], TEXTS[2]), Triple(TEXTS[3], TEXTS[0], TEXTS[1])])
+    assert batch.keys.shape == (2, 3)
+    assert batch.num_units == {"info_nce": 2}
+    assert model(batch).matrix(0, [1, 2]).shape == (2, 4)
+    assert text_number("甲") != text_number("乙")
+
+
+# ColBERT.
+
+
+def test_what_colbert_reads() -> None:
+    model = build(ColBERT, query_pieces=12, query_marker="王", document_marker="北")
+    numbers = model.subwords
+    pieces = numbers.encode(["今天下雨"])[0]
+    query = model.query_row(pieces)
+    assert query.pieces.tolist() == [
+        numbers.first, numbers.number("王"), *pieces, numbers.last, *[numbers.mask] * 4,
+    ]  # fmt: skip
+    assert query.attended == 7
+    assert query.scored.all()
+    full = model.query_row(numbers.encode([TEXTS[2]])[0])
+    assert len(full.pieces) == full.attended == 12
+    assert full.pieces[-1] == numbers.last
+    document = model.document_row(numbers.encode(["会，人X"])[0])
+    assert document.pieces[1] == numbers.number("北")
+    skipped = [piece for piece, scored in zip(document.pieces, document.scored, strict=True) if not scored]
+    assert skipped == [numbers.number("，")]
+
+
+def test_unknown_pieces_are_never_skipped() -> None:
+    model = build(ColBERT, query_marker="王", document_marker="北")
+    assert any(model.subwords.number(character) is None for character in PUNCTUATION)
+    document = model.document_row(model.subwords.encode(["㊣`会"])[0])
+    assert model.subwords.unknown in document.pieces
+    assert document.scored[document.pieces == model.subwords.unknown].all()
+
+
+def test_a_marker_must_be_a_piece() -> None:
+    with pytest.raises(RecipeError, match=r"model\.query_marker: must be a piece .* '\[unused0\]' is none"):
+        build(ColBERT, query_marker="[unused0]")
+
+
+# Cross-encoder.
+
+
+@pytest.mark.parametrize(
+    ("lengths", "room", "expected"),
+    [((3, 4), None, (3, 4)), ((3, 4), 7, (3, 4)), ((9, 4), 10, (6, 4)), ((2, 9), 10, (2, 8)), ((9, 8), 10, (5, 5)),
+     ((9, 8), 11, (6, 5)), ((8, 9), 11, (5, 6))],
+)  # fmt: skip
+def test_the_longer_text_is_cut_first(lengths: tuple[int, int], room: int | None, expected: tuple[int, int]) -> None:
+    first, second = fitted(np.arange(lengths[0]), np.arange(lengths[1]), room)
+    assert (len(first), len(second)) == expected
+    assert first.tolist() == list(range(expected[0]))
+    assert second.tolist() == list(range(expected[1]))
+
+
+def test_a_pair_is_read_as_the_tokenizer_writes_it(encoders: Path) -> None:
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(str(encoders / "tiny-bert"))
+    model = build(CrossEncoder)
+    rows = model.pair_rows([tuple(model.read_texts(pair)) for pair in PAIRS])
+    for number, pair in enumerate(PAIRS):
+        written = tokenizer(*pair)
+        length = len(written["input_ids"])
+        assert rows.pieces[number, :length].tolist() == written["input_ids"]
+        assert rows.types[number, :length].tolist() == written["token_type_ids"]
+        assert rows.mask[number].tolist() == [True] * length + [False] * (rows.mask.shape[1] - length)
+
+
+def test_a_cross_encoder_compares_no_batch() -> None:
+    model = learning(CrossEncoder)
+    compared = model(batch_of(model))
+    with pytest.raises(RecipeError, match="reads pairs together"):
+        compared.matrix(0, [1])
+    with pytest.raises(RecipeError, match="no vector a text"):
+        compared.vectors(0)
