@@ -190,7 +190,7 @@ def test_select_keeps_order_and_lets_the_matrix_go(write: Callable[..., Path]) -
         ("2 2\n中 1 2\n国 1 1e300\n", r"some\.vec:3: .* '国' holds inf"),
         ("2 2\n中 1 2\n".encode() + b"\xd6\xd0 1 2\n", r"some\.vec:3: a word must be UTF-8, but is b'\\xd6\\xd0'"),
         ("1 2\n中国 1 2\n".encode("gbk"), r"some\.vec:2: a word must be UTF-8"),
-        (gzip.compress(PLAIN.encode() * 50, mtime=0)[:-12], r"some\.vec: vectors must be a whole \.gz file, but unpacking it stops"),
+        (gzip.compress(PLAIN.encode() * 50, mtime=0)[:-12], r"some\.vec: vectors must be a whole \.gz file, but unpacking"),
         (gzip.compress(PLAIN.encode())[:-4] + b"\0\0\0\0", r"some\.vec: vectors must be a whole \.gz file"),
         (b"\x1f\x8b" + bytes(100), r"some\.vec: vectors must be a whole \.gz file"),
     ],
