@@ -84,6 +84,10 @@ class BiEncoder(TextMatcher):
         model.notes = tuple(model.length_notes(text for item in data.train for text in texts_of(item)))
         return model
 
+    @property
+    def width(self) -> int:
+        return self.encoder.width
+
     def forward(self, batch: MatchingBatch) -> Vectors:
         """The vectors of each view."""
         pooled = text_vectors(self.encoder, batch.rows, self.config.pooling, self.config.rows_at_once)

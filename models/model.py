@@ -523,6 +523,16 @@ class Matcher(Model):
         super().__init__()
         self.objective: Objective | None = None
 
+    @property
+    def width(self) -> int | None:
+        """Of the one vector a text that it has; None where it has none."""
+        return None
+
+    @property
+    def mask(self) -> int | None:
+        """The number of [MASK] among the pieces of its texts; None where it has none."""
+        return None
+
     def losses(self, output: Any, batch: Any) -> Mapping[str, Tensor]:
         assert self.objective is not None
         return self.objective.of(output, batch)

@@ -93,6 +93,10 @@ def text_number(text: str) -> int:
 class TextMatcher(TextEncoderModel, Matcher):
     """A matcher that reads whole texts."""
 
+    @property
+    def mask(self) -> int | None:
+        return self.subwords.mask
+
     def featurize(self, item: Pair | Triple | Document) -> MatchingFeatures:
         texts = texts_of(item)
         label = item.label if isinstance(item, Pair) and item.label is not None else NO_LABEL

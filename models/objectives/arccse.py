@@ -2,7 +2,8 @@
 
 Source: Zhang et al. 2022 (ArcCSE, ACL), sections 3.2 (ArcCon: margin 10 degrees, temperature 0.05) and 3.3 (triplets of nested
 masks: of two versions the one whose masked spans contain the other's must be the less similar; margin 0, weight 0.1).
-Differs: no code of the authors is public; the constants are those of a re-implementation. Beyond 180 degrees the cosine would
+Differs: no code of the authors is public; the constants are those of a re-implementation, which reads masked versions without
+dropout, where all views are read alike here. The masked spans are one, and a part of it. Beyond 180 degrees the cosine would
 rise again: there the positive's logit goes on falling evenly (ArcFace's way out, Deng et al. 2019).
 Cost: (rows, candidates), and three texts a triplet.
 """
@@ -10,19 +11,46 @@ Cost: (rows, candidates), and three texts a triplet.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
 
+from hanzoo.data.masking import masked, nested_spans
 from hanzoo.errors import RecipeError
 from hanzoo.models.layers.similarity import at_least_float32, candidate_divergence, candidate_log_probabilities
+from hanzoo.models.model import Comparison, Matcher, Objective, Settings
 
 _LEAST_SQUARED_SINE = 2e-6  # the gradient of the sine grows without bound where two vectors are one
 
 
-class ArcCSE(nn.Module):
+class ArcCSESettings(Settings):
+    """Fields of the recipe's `objective` section.
+
+    Attributes:
+        margin: degrees, added to the angle of the positive.
+        temperature: that cosines are divided by.
+        triplet_weight: factor of the triplets' losses; 0 = none are made.
+        triplet_margin: by which the less masked version must be more similar, in cosine.
+        less_masked: share of a text's pieces in the shorter span,
+        more_masked: and in the longer one.
+        least_pieces: of a text of which a triplet is made.
+    """
+
+    margin: float = Field(default=10.0, ge=0.0, lt=180.0)
+    temperature: float = Field(default=0.05, gt=0.0)
+    triplet_weight: float = Field(default=0.1, ge=0.0)
+    triplet_margin: float = 0.0
+    less_masked: float = Field(default=0.2, gt=0.0, lt=1.0)
+    more_masked: float = Field(default=0.4, gt=0.0, lt=1.0)
+    least_pieces: int = Field(default=10, ge=2)
+
+
+class ArcCSE(Objective):
     """The units of "arccon" are rows, those of "triplet" triplets.
 
     Args:
@@ -30,8 +58,12 @@ class ArcCSE(nn.Module):
         temperature: that cosines are divided by, above 0.
         triplet_weight: factor of the triplets' losses.
         triplet_margin: by which the less masked version must be more similar, in cosine.
+        mask: number of [MASK].
+        shares: of a text's pieces that are masked, the fewer first.
+        least_pieces: of a text of which a triplet is made.
     """
 
+    Settings: ClassVar[type[ArcCSESettings]] = ArcCSESettings
     decomposes: ClassVar[bool] = False
 
     def __init__(
@@ -40,6 +72,9 @@ class ArcCSE(nn.Module):
         temperature: float = 0.05,
         triplet_weight: float = 0.1,
         triplet_margin: float = 0.0,
+        mask: int = 0,
+        shares: tuple[float, float] = (0.2, 0.4),
+        least_pieces: int = 10,
     ) -> None:
         super().__init__()
         if not 0 <= margin < math.pi:
@@ -50,6 +85,59 @@ class ArcCSE(nn.Module):
         self.temperature = temperature
         self.triplet_weight = triplet_weight
         self.triplet_margin = triplet_margin
+        self.mask = mask
+        self.shares = shares
+        self.least_pieces = least_pieces
+
+    @classmethod
+    def build(cls, settings: ArcCSESettings, matcher: Matcher, data: Any) -> Self:
+        mask = matcher.mask
+        if settings.triplet_weight and mask is None:
+            raise RecipeError(
+                "objective.triplet_weight: must be 0 for an encoder without [MASK], which the triplets need. Set it to 0."
+            )
+        if not settings.less_masked < settings.more_masked:
+            raise RecipeError(
+                f"objective.less_masked: must be below more_masked ({settings.more_masked}), but is {settings.less_masked}. "
+                "Lower it."
+            )
+        return cls(
+            math.radians(settings.margin), settings.temperature, settings.triplet_weight, settings.triplet_margin,
+            mask or 0, (settings.less_masked, settings.more_masked), settings.least_pieces,
+        )  # fmt: skip
+
+    def views(self, texts: Sequence[NDArray[np.int64]], draw: np.random.Generator | None) -> list[NDArray[np.int64]]:
+        """A text twice, and its two masked versions; one that is too short for a triplet stands for them itself."""
+        (text,) = texts
+        if not self.triplet_weight:
+            return [text, text]
+        if draw is None or len(text) < self.least_pieces:
+            return [text] * 4
+        return [text, text, *(masked(text, span, self.mask) for span in nested_spans(len(text), self.shares, draw))]
+
+    def num_units(self, num_items: int) -> Mapping[str, int]:
+        return {"arccon": num_items} | ({"triplet": num_items} if self.triplet_weight else {})
+
+    def of(self, compared: Comparison, batch: Any) -> Mapping[str, Tensor]:
+        less, more = self._triplets(compared, batch)
+        return self.losses(compared.matrix(0, [1]), None, _equal_texts(batch), less_masked=less, more_masked=more)
+
+    def agreement(self, first: Comparison, second: Comparison, batch: Any) -> Mapping[str, Tensor]:
+        one, other = (compared.matrix(0, [1]) for compared in (first, second))
+        if not self.triplet_weight:
+            return self.divergence(one, other, None, _equal_texts(batch))
+        triplets = [(compared.paired(0, 2), compared.paired(0, 3)) for compared in (first, second)]
+        return self.divergence(
+            one, other, None, _equal_texts(batch), first_triplets=triplets[0], second_triplets=triplets[1]
+        )
+
+    def _triplets(self, compared: Comparison, batch: Any) -> tuple[Tensor | None, Tensor | None]:
+        """Cosines of each text with its less and its more masked version; those of a text that is too short say nothing."""
+        if not self.triplet_weight:
+            return None, None
+        less, more = compared.paired(0, 2), compared.paired(0, 3)
+        long = batch.rows.mask[: len(less)].sum(1) - 2 >= self.least_pieces
+        return torch.where(long, less, 1.0), torch.where(long, more, -1.0)
 
     def losses(
         self,
@@ -131,6 +219,12 @@ class ArcCSE(nn.Module):
             one, other = torch.stack(first_triplets), torch.stack(second_triplets)
             values["triplet"] = (at_least_float32(one) - at_least_float32(other)).square().mean(0)
         return values
+
+
+def _equal_texts(batch: Any) -> Tensor:
+    """Which texts of a batch are a row's own once more, (items, items) bool."""
+    keys: Tensor = batch.keys[:, 0]
+    return keys == keys.unsqueeze(1)
 
 
 def _candidates(

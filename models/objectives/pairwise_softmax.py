@@ -8,23 +8,38 @@ Cost: (queries, candidates).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
 
 from hanzoo.errors import RecipeError
 from hanzoo.models.layers.similarity import candidate_divergence, candidate_log_probabilities
+from hanzoo.models.model import Comparison, Matcher, Objective, Settings
 
 
-class PairwiseSoftmax(nn.Module):
+class PairwiseSoftmaxSettings(Settings):
+    """Fields of the recipe's `objective` section.
+
+    Attributes:
+        temperature: that scores are divided by.
+    """
+
+    temperature: float = Field(default=1.0, gt=0.0)
+
+
+class PairwiseSoftmax(Objective):
     """A unit is a query with its candidates.
 
     Args:
         temperature: that scores are divided by, above 0. 1 for sums of MaxSim.
     """
 
+    Settings: ClassVar[type[PairwiseSoftmaxSettings]] = PairwiseSoftmaxSettings
     decomposes: ClassVar[bool] = True
 
     def __init__(self, temperature: float = 1.0) -> None:
@@ -32,6 +47,22 @@ class PairwiseSoftmax(nn.Module):
         if not temperature > 0:
             raise ValueError(f"pairwise_softmax: temperature must be above 0, but is {temperature}.")
         self.temperature = temperature
+
+    @classmethod
+    def build(cls, settings: PairwiseSoftmaxSettings, matcher: Matcher, data: Any) -> Self:
+        return cls(settings.temperature)
+
+    def views(self, texts: Sequence[NDArray[np.int64]], draw: np.random.Generator | None) -> list[NDArray[np.int64]]:
+        return list(texts)
+
+    def num_units(self, num_items: int) -> Mapping[str, int]:
+        return {"pairwise_softmax": num_items}
+
+    def of(self, compared: Comparison, batch: Any) -> Mapping[str, Tensor]:
+        return self.losses(_candidates(compared, batch))
+
+    def agreement(self, first: Comparison, second: Comparison, batch: Any) -> Mapping[str, Tensor]:
+        return self.divergence(_candidates(first, batch), _candidates(second, batch))
 
     def losses(self, scores: Tensor, mask: Tensor | None = None) -> Mapping[str, Tensor]:
         """The negative log-likelihood of each query's relevant document.
@@ -69,3 +100,8 @@ class PairwiseSoftmax(nn.Module):
     def _logs(self, scores: Tensor, mask: Tensor | None) -> Tensor:
         removed = None if mask is None else torch.logical_not(mask)
         return candidate_log_probabilities(scores, self.temperature, removed)
+
+
+def _candidates(compared: Comparison, batch: Any) -> Tensor:
+    """The scores of each item's first text with each of its others, (items, others)."""
+    return torch.stack([compared.paired(0, other) for other in range(1, batch.keys.shape[1])], dim=1)

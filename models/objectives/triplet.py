@@ -8,22 +8,37 @@ Cost: none beside the similarities.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NoReturn, Self
 
-from torch import Tensor, nn
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
 
 from hanzoo.errors import RecipeError
 from hanzoo.models.layers.similarity import at_least_float32
+from hanzoo.models.model import Comparison, Matcher, Objective, Settings
 
 
-class Triplet(nn.Module):
+class TripletSettings(Settings):
+    """Fields of the recipe's `objective` section.
+
+    Attributes:
+        margin: in similarity.
+    """
+
+    margin: float = Field(default=0.25, gt=0.0)
+
+
+class Triplet(Objective):
     """A unit is a triplet.
 
     Args:
         margin: above 0, in similarity.
     """
 
+    Settings: ClassVar[type[TripletSettings]] = TripletSettings
     decomposes: ClassVar[bool] = True
 
     def __init__(self, margin: float = 0.25) -> None:
@@ -31,6 +46,22 @@ class Triplet(nn.Module):
         if not margin > 0:
             raise ValueError(f"triplet: margin must be above 0, but is {margin}.")
         self.margin = margin
+
+    @classmethod
+    def build(cls, settings: TripletSettings, matcher: Matcher, data: Any) -> Self:
+        return cls(settings.margin)
+
+    def views(self, texts: Sequence[NDArray[np.int64]], draw: np.random.Generator | None) -> list[NDArray[np.int64]]:
+        return list(texts)
+
+    def num_units(self, num_items: int) -> Mapping[str, int]:
+        return {"triplet": num_items}
+
+    def of(self, compared: Comparison, batch: Any) -> Mapping[str, Tensor]:
+        return self.losses(compared.paired(0, 1), compared.paired(0, 2))
+
+    def agreement(self, first: Comparison, second: Comparison, batch: Any) -> NoReturn:
+        self.divergence(first.paired(0, 1), second.paired(0, 1))
 
     def losses(self, positives: Tensor, negatives: Tensor) -> Mapping[str, Tensor]:
         """How far each triplet falls short of the margin.
