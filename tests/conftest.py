@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from tests import tiny
+
+# how long an example takes says how busy the machine is
+settings.register_profile("hanzoo", deadline=None)
+settings.load_profile("hanzoo")
 
 
 @pytest.fixture(scope="session")

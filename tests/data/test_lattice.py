@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hanzoo.data.lattice import Lattice
@@ -36,7 +36,6 @@ def plain(text: str) -> list[tuple[int, int]]:
     ]
 
 
-@settings(deadline=None)
 @given(st.lists(st.text("abc😀", min_size=1, max_size=9), min_size=1, max_size=5), st.integers(0, 3))
 def test_a_batch_is_each_text_by_itself_and_padding(texts: list[str], more: int) -> None:
     lattice = lattice_of(texts, more)

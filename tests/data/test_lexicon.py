@@ -71,7 +71,6 @@ def ids_of(words: Iterable[str], form: Callable[[str], str], shortest: int, long
 # ---- matches
 
 
-@settings(deadline=None)
 @given(WORDS, st.lists(TEXTS, max_size=4), st.integers(1, 3), st.booleans())
 def test_matches_are_those_of_plain_search_one_by_one_and_in_a_batch(
     words: list[str], texts: list[str], shortest: int, fold: bool
@@ -87,7 +86,6 @@ def test_matches_are_those_of_plain_search_one_by_one_and_in_a_batch(
     assert rows(lexicon.matches(long)) == search(long, ids, form)
 
 
-@settings(deadline=None)
 @given(WORDS, WORDS, st.data(), st.lists(TEXTS, min_size=1, max_size=4))
 def test_an_edited_lexicon_finds_what_plain_search_finds(
     words: list[str], more: list[str], data: st.DataObject, texts: list[str]

@@ -85,7 +85,7 @@ def test_ties_go_to_the_same_label_then_to_the_shorter_rest() -> None:
     assert errors[1] == EntityError("boundary", Span(2, 4, "X"), Span(3, 5, "X"))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(gold=spans, predicted=spans, shuffle=st.randoms(use_true_random=False))
 def test_classes_reconcile_with_the_strict_scorer(
     gold: list[Span], predicted: list[Span], shuffle: random.Random
@@ -106,7 +106,7 @@ def test_classes_reconcile_with_the_strict_scorer(
     assert classify_errors(gold, predicted) == (right, errors)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(pairs=st.lists(st.tuples(spans, spans), max_size=5), examples=st.integers(0, 3))
 def test_every_table_sums_to_the_whole(pairs: list[tuple[list[Span], list[Span]]], examples: int) -> None:
     texts = ["甲乙丙丁戊己庚辛壬癸子丑寅卯辰巳午", "一" * 30]

@@ -161,7 +161,7 @@ def legal_cases(draw: st.DrawFn) -> tuple[list[Document], Predictions]:
     return documents, Predictions(said, tags, scheme)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(case=legal_cases(), made_of_spans=st.booleans())
 def test_all_agree_on_legal_sequences(case: tuple[list[Document], Predictions], made_of_spans: bool) -> None:
     documents, said = case
@@ -201,7 +201,7 @@ def test_they_differ_on_illegal_sequences(scheme: Scheme) -> None:
     assert [{name for name in found if found[name] == found[next(iter(group))]} for group in alike] == alike
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), scheme=st.sampled_from(SCHEMES))
 def test_seqeval_is_seqeval_whatever_the_tags(data: st.DataObject, scheme: Scheme) -> None:
     names = st.sampled_from(TagSet(("人", "a-b"), scheme).tags)

@@ -52,7 +52,7 @@ def sentences(draw: st.DrawFn) -> tuple[list[int], list[list[Span]], list[list[S
 
 
 @pytest.mark.parametrize("scheme", ["BIO", "BIOES"])
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(case=sentences())
 def test_equals_seqeval_strict(scheme: str, case: tuple[list[int], list[list[Span]], list[list[Span]]]) -> None:
     lengths, gold, predicted = case

@@ -23,7 +23,7 @@ from tests.references import losses as loss_reference
 
 Legal = tuple[Tensor, Tensor, Tensor]  # transitions (from, to), start, end
 
-few_examples = settings(max_examples=8, deadline=None, derandomize=True, database=None)
+few_examples = settings(max_examples=8, derandomize=True, database=None)
 
 
 @pytest.fixture(scope="module", params=["numba", "torch"])
