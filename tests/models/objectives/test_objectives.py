@@ -40,7 +40,12 @@ def test_a_file_holds_one_objective_of_its_name(name: str) -> None:
     assert callable(objective.losses)
     assert callable(objective.divergence)
     annotations = [parameter.annotation for parameter in inspect.signature(objective).parameters.values()]
-    assert {annotation.removesuffix(" | None") for annotation in annotations} <= {"int", "float", "bool", "tuple[float, float]"}
+    assert {annotation.removesuffix(" | None") for annotation in annotations} <= {
+        "int",
+        "float",
+        "bool",
+        "tuple[float, float]",
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)
