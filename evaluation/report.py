@@ -242,9 +242,9 @@ def show_interval(ends: Sequence[float]) -> str:
     return f"{show_difference(ends[0])} to {show_difference(ends[1])}"
 
 
-def show_p(p: float) -> str:
-    """A p-value with two digits that count: "0.27", "0.0012", "1"."""
-    return f"{p:.2g}"
+def show_p(p: float | None) -> str:
+    """A p-value with two digits that count: "0.27", "0.0012", "1"; nothing where there is none."""
+    return "" if p is None else f"{p:.2g}"
 
 
 # ---- the learning curve ---------------------------------------------------------------------------------------------

@@ -45,13 +45,13 @@ class Comparison:
     Attributes:
         difference: the first's figure minus the second's, each the mean over its models.
         interval: the two ends of the 95 % bootstrap interval of `difference` over sentences.
-        p: the two-sided p-value, in (0, 1].
+        p: the two-sided p-value, in (0, 1]; None where the two sides cannot be exchanged.
         rounds: how many times sentences were exchanged, and how many times they were drawn.
     """
 
     difference: float
     interval: tuple[float, float]
-    p: float
+    p: float | None
     rounds: int
 
     def to_json(self) -> dict[str, Any]:

@@ -165,6 +165,8 @@ def prepare(recipe: Recipe, folder: Path, resume: bool, device: torch.device, sa
         say(note)
     task.check(recipe.evaluate, data, recipe.place)
     model, start = first_model(recipe, data, folder, say)
+    if recipe.objective_name is not None and recipe.objective is not None:
+        task.aim(model, recipe.objective_name, recipe.objective, data)
     model.to(device)
     for note in model.notes:
         say(note)

@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from hanzoo.errors import RecipeError, nearest
-from hanzoo.models.model import Settings, model_class, model_names
+from hanzoo.models.model import Settings, model_class, model_names, objective_class
 from hanzoo.tasks.catalogue import TASKS, task_of
 from hanzoo.tasks.task import DataSettings, EvaluateSettings, Task
 from hanzoo.training.distillation import DistillationSettings
@@ -27,7 +27,7 @@ from hanzoo.training.trainer import TrainSettings
 from hanzoo.training.trick import conflicts, trick_class, trick_names
 
 S = TypeVar("S", bound=Settings)
-SECTIONS = ("data", "model", "train", "distillation", "evaluate")
+SECTIONS = ("data", "model", "objective", "train", "distillation", "evaluate")
 
 
 class StepSize(NamedTuple):
@@ -58,6 +58,8 @@ class Recipe:
         train: section.
         tricks: settings of each trick, by its file name.
         evaluate: section.
+        objective_name: file name in models/objectives/; None for a task whose models bring their own loss.
+        objective: the objective's own settings.
         distillation: section; None = the recipe has none.
         file_step: how much a step trains as the file has it, without the settings of the command line; None where the file
             is wrong without them.
@@ -72,6 +74,8 @@ class Recipe:
     train: TrainSettings
     tricks: Mapping[str, Settings]
     evaluate: EvaluateSettings
+    objective_name: str | None = None
+    objective: Settings | None = None
     distillation: DistillationSettings | None = None
     file_step: StepSize | None = None
     overridden: frozenset[str] = frozenset()
@@ -88,10 +92,15 @@ class Recipe:
         return {
             "data": self.data.model_dump(mode="json", exclude_none=True),
             "model": {"name": self.model_name, **self.model.model_dump(mode="json")},
+            **({} if self.objective is None else {"objective": self._objective()}),
             "train": train,
             **({} if self.distillation is None else {"distillation": self.distillation.model_dump(mode="json")}),
             "evaluate": self.evaluate.model_dump(mode="json"),
         }
+
+    def _objective(self) -> dict[str, Any]:
+        assert self.objective is not None
+        return {"name": self.objective_name, **self.objective.model_dump(mode="json")}
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), allow_unicode=True, sort_keys=False)
@@ -303,6 +312,7 @@ def check_recipe(values: Mapping[str, Any], *, name: str, place: str) -> Recipe:
         mistakes.append(
             f"model.name must be one of {', '.join(known)}, but is {model_name!r}.{nearest(str(model_name), known)}"
         )
+    objective_name, objective = _check_objective(task, values.get("objective"), sections["objective"], mistakes)
     train = _check(TrainSettings, sections["train"], "train", mistakes)
     tricks: dict[str, Settings] = {}
     if train is not None:
@@ -332,7 +342,26 @@ def check_recipe(values: Mapping[str, Any], *, name: str, place: str) -> Recipe:
     assert model is not None
     assert train is not None
     assert evaluate is not None
-    return Recipe(name, place, data, str(model_name), model, train, tricks, evaluate, distillation)
+    return Recipe(
+        name, place, data, str(model_name), model, train, tricks, evaluate, objective_name, objective, distillation
+    )
+
+
+def _check_objective(
+    task: Task, given: Any, section: dict[str, Any], mistakes: list[str]
+) -> tuple[str | None, Settings | None]:
+    known = task.objectives
+    if not known:
+        if given is not None:
+            mistakes.append(f"objective is a section for models that compare texts; a {task.kind} has none. Remove it.")
+        return None, None
+    name = section.pop("name", None)
+    if name not in known:
+        mistakes.append(
+            f"objective.name must be one of {', '.join(known)}, but is {name!r}.{nearest(str(name), known)}"
+        )
+        return None, None
+    return name, _check(objective_class(name).Settings, section, "objective", mistakes)
 
 
 def _check(settings: type[S], values: Mapping[str, Any], where: str, mistakes: list[str]) -> S | None:

@@ -133,9 +133,8 @@ class BiEncoder(TextMatcher):
 
     # Saving.
 
-    def description(self) -> dict[str, Any]:
-        return {}
-
     @classmethod
     def from_description(cls, config: BiEncoderConfig, description: Mapping[str, Any], folder: Path) -> Self:
-        return cls(config, *cls.saved_folder(config, folder, WordPieces, config.pooling == "pooler"))
+        return cls(config, *cls.saved_folder(config, folder, WordPieces, config.pooling == "pooler")).with_description(
+            description
+        )

@@ -172,12 +172,9 @@ class CrossEncoder(TextMatcher):
 
     # Saving.
 
-    def description(self) -> dict[str, Any]:
-        return {}
-
     @classmethod
     def from_description(cls, config: CrossEncoderConfig, description: Mapping[str, Any], folder: Path) -> Self:
-        return cls(config, *cls.saved_folder(config, folder, WordPieces))
+        return cls(config, *cls.saved_folder(config, folder, WordPieces)).with_description(description)
 
 
 def fitted(

@@ -511,12 +511,24 @@ class Objective(nn.Module, ABC):
         """What R-Drop adds: how far two passes over one batch lie apart, (units,) float32 a part."""
 
 
+class MatcherDescription(Settings):
+    """What hanzoo.json says of a saved matcher beyond its config; see `Matcher`."""
+
+    threshold: float | None = None
+    calibration: list[float] | None = Field(default=None, min_length=2, max_length=2)
+
+
 class Matcher(Model):
     """A model that says how well two texts match.
 
     Attributes:
         objective: what it is trained towards; None for one that is not being trained.
+        threshold: the score from which two texts are said to match, chosen on dev; None where nothing chose one.
+        calibration: (factor, offset): a score's log-odds of a match are factor x score + offset; None where nothing fitted them.
     """
+
+    threshold: float | None = None
+    calibration: tuple[float, float] | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -554,6 +566,19 @@ class Matcher(Model):
     def score(self, first: str, second: str) -> float:
         """How well two texts match; see `scores`."""
         return float(self.scores([(first, second)])[0])
+
+    def description(self) -> dict[str, Any]:
+        return {
+            "threshold": self.threshold,
+            "calibration": None if self.calibration is None else list(self.calibration),
+        }
+
+    def with_description(self, description: Mapping[str, Any]) -> Self:
+        """The same, with what `description` said of it."""
+        saved = MatcherDescription.model_validate(dict(description))
+        self.threshold = saved.threshold
+        self.calibration = None if saved.calibration is None else (saved.calibration[0], saved.calibration[1])
+        return self
 
 
 T = TypeVar("T")

@@ -8,10 +8,11 @@ from typing import Any
 
 from hanzoo.errors import RunError
 from hanzoo.models.model import Model
+from hanzoo.tasks.matching import Matching
 from hanzoo.tasks.tagging import Tagging
 from hanzoo.tasks.task import Task
 
-TASKS: tuple[Task, ...] = (Tagging(),)
+TASKS: tuple[Task, ...] = (Tagging(), Matching())
 
 
 def task_of(model: type[Model]) -> Task:

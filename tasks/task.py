@@ -162,6 +162,7 @@ class Task(ABC):
         columns: figures in the tables of `train.py` and `evaluate.py`, in order.
         next_step: what to do with a run ({run}) that is trained and evaluated.
         data_settings, evaluate_settings: sections of the recipe.
+        objectives: what the recipe's `objective` section may name; none = there is no such section: the models bring their loss.
         options: command ("evaluate", "predict") -> option of this task -> how argparse takes it; its default must be None, False
             or empty.
     """
@@ -175,6 +176,7 @@ class Task(ABC):
     data_settings: ClassVar[type[DataSettings]]
     evaluate_settings: ClassVar[type[EvaluateSettings]]
     options: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]]
+    objectives: ClassVar[Sequence[str]] = ()
 
     # Data.
 
@@ -221,6 +223,10 @@ class Task(ABC):
         """Items of a file with their gold. Raises DataError, also where one has none."""
 
     # Training.
+
+    def aim(self, model: Any, objective: str, settings: Settings, data: Any) -> None:
+        """Train a model towards an objective; of a task that has some. Raises RecipeError where the two do not fit the data."""
+        raise NotImplementedError
 
     @abstractmethod
     def restrict(self, model: Any, data: Any) -> None:
