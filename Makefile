@@ -54,9 +54,8 @@ demo: $(INSTALLED)
 	$(VENV)/bin/python evaluate.py runs/demo --split dev
 	$(VENV)/bin/python predict.py runs/demo data/corpora/samples.txt
 
-# a process a core; tests that stand together stay together, for they share what they make
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal
+	$(VENV)/bin/python -m pytest
 
 check: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
