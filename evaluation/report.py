@@ -140,7 +140,7 @@ class Results(TypedDict, total=False):
 
 # ---- figures as text ------------------------------------------------------------------------------------------------
 
-_METRIC_NAMES = {
+METRIC_NAMES = {
     "precision": "precision",
     "recall": "recall",
     "f1": "F1",
@@ -206,7 +206,7 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
         return ""
     cells = [[_shown_value(row.get(column)) for column in columns] for row in rows]
     right = [all(not isinstance(row.get(column), str) for row in rows) for column in columns]
-    heads = [_METRIC_NAMES.get(column, _one_line(column)) for column in columns]
+    heads = [METRIC_NAMES.get(column, _one_line(column)) for column in columns]
     return _aligned([heads, *cells], right)
 
 
@@ -284,7 +284,7 @@ def learning_curve(
     from matplotlib.figure import Figure as Canvas
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    name = _METRIC_NAMES.get(metric, metric)
+    name = METRIC_NAMES.get(metric, metric)
     settings: dict[Any, Any] = {
         "svg.hashsalt": "hanzoo",  # else each drawing has other ids
         "svg.fonttype": "none",
@@ -437,8 +437,8 @@ def _quality(results: Results) -> list[str]:
     for split, figures in results["splits"].items():
         rows.append((split, figures))
         rows += [(f"{split}, {subset}", values) for subset, values in figures.get("subsets", {}).items()]
-    metrics = [metric for metric in _METRIC_NAMES if any(metric in figures for _, figures in rows)]
-    heads = ["split", "sentences", *(_METRIC_NAMES[metric] for metric in metrics), "F1, 95 % interval"]
+    metrics = [metric for metric in METRIC_NAMES if any(metric in figures for _, figures in rows)]
+    heads = ["split", "sentences", *(METRIC_NAMES[metric] for metric in metrics), "F1, 95 % interval"]
     table = [
         [name, _count(figures.get("sentences")), *(show_figure(figures.get(m)) for m in metrics), _interval(figures)]
         for name, figures in rows
@@ -450,7 +450,7 @@ def _quality(results: Results) -> list[str]:
                 [label, *_of_a_label(values), _count(_num_gold(values))]
                 for label, values in sorted(figures["per_label"].items())
             ]
-            heads = ["type", *(_METRIC_NAMES[metric] for metric in _OF_A_LABEL), "gold entities"]
+            heads = ["type", *(METRIC_NAMES[metric] for metric in _OF_A_LABEL), "gold entities"]
             parts += [f"By type, {split}:", markdown_table(heads, table, right=range(1, len(heads)))]
     return parts
 
@@ -480,7 +480,7 @@ def _interval(figures: Mapping[str, Any]) -> str:
 def _protocol(results: Results) -> str:
     sentences = ["Figures are times 100; an entity counts where start, end and type are right."]
     if results.get("selected_on"):
-        metric = f" by {_METRIC_NAMES.get(results['metric'], results['metric'])}" if results.get("metric") else ""
+        metric = f" by {METRIC_NAMES.get(results['metric'], results['metric'])}" if results.get("metric") else ""
         found = [f"epoch {results['best_epoch']}"] if "best_epoch" in results else []
         found += [f"step {results['best_step']:,}"] if "best_step" in results else []
         best = f": {', '.join(found)}" if found else ""

@@ -30,7 +30,6 @@ from hanzoo.errors import RecipeError, RunError, nearest
 from hanzoo.models.layers.embedding import VocabularyEmbedding
 
 if TYPE_CHECKING:
-    from hanzoo.data.catalogue import TaggingData
     from hanzoo.data.lexicon import Lexicon
 
 FORMAT_VERSION = 1
@@ -132,11 +131,11 @@ class Model(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def build(cls, config: Any, data: TaggingData) -> Self:
-        """A new model for `data`: vocabularies, labels and vectors come from its train split alone."""
+    def build(cls, config: Any, data: Any) -> Self:
+        """A new model for `data`, as its task loads it: vocabularies, labels and vectors come from its train split alone."""
 
     @abstractmethod
-    def featurize(self, item: Document) -> Any:
+    def featurize(self, item: Any) -> Any:
         """The features of one item: deterministic, computed once, the same in training and at inference."""
 
     @abstractmethod
@@ -210,7 +209,7 @@ class Model(nn.Module, ABC):
         return 0 if is_table(self.get_submodule(parameter.rpartition(".")[0])) else 1
 
     @classmethod
-    def continue_from(cls, config: Any, previous: Self, data: TaggingData) -> Self:
+    def continue_from(cls, config: Any, previous: Self, data: Any) -> Self:
         """A model for `data` that goes on from a trained one, which is left as it is.
 
         It knows the labels of both, the old ones first, and its vocabularies hold those of the old one. Before it is trained it
