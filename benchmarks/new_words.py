@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))  # a checkout that is not installed works too
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from hanzoo.build import load_data, load_tagger  # noqa: E402
+from hanzoo.build import load, load_data  # noqa: E402
 from hanzoo.data.document import Document  # noqa: E402
 from hanzoo.errors import RunError  # noqa: E402
 from hanzoo.models.model import Tagger  # noqa: E402
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/new_words.json")
     options = parser.parse_args()
     cases = json.loads(NAMES.read_text(encoding="utf-8"))
-    model = load_tagger(options.run)
+    model = load(options.run)
     recipe = load_recipe(options.run / "recipe.yaml")
     data = load_data(recipe)
     if model.lexicon is None:

@@ -154,11 +154,11 @@ def compare_all(table: str, wanted: Mapping[str, Sequence[str]], runs: Path) -> 
         record: dict[str, Any] = {
             "row": row,
             "settings": list(settings),
-            "split": report.split,
+            "split": report.subject.split,
             "f1": [figures["f1"] for figures in report.figures],
-            "best_epochs": [result["best_epoch"] for result in report.results],
-            "weights_sha256": [result["weights_sha256"] for result in report.results],
-            "commit": report.results[0]["commit"],
+            "best_epochs": [result["best_epoch"] for result in report.subject.results],
+            "weights_sha256": [result["weights_sha256"] for result in report.subject.results],
+            "commit": report.subject.results[0]["commit"],
         }
         if report.against:
             record |= report.against[1].to_json()

@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))  # a checkout that is not installed works too
 
 import torch  # noqa: E402
 
-from hanzoo.build import describe_machine, load_tagger, read_json  # noqa: E402
+from hanzoo.build import describe_machine, load, read_json  # noqa: E402
 from hanzoo.data.catalogue import TaggingData, load_tagging_data  # noqa: E402
 from hanzoo.data.document import Document, Span  # noqa: E402
 from hanzoo.errors import RunError  # noqa: E402
@@ -129,7 +129,7 @@ def main() -> None:
     }
     print(f"{'recipe':32}{'texts':>22}{'window':>8}{'entities':>10}{'F1':>8}{'seconds':>9}   agreement")
     for run in options.run:
-        model = load_tagger(run)
+        model = load(run)
         of_recipe = model.config.model_dump()  # before `measure`, which sets the window
         found = measure(model, sets, windows, set(data.labels))
         results = read_json(run / "results.json") if (run / "results.json").is_file() else {}

@@ -11,9 +11,10 @@ import platform
 import shlex
 import statistics
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,21 +22,15 @@ import torch
 
 import hanzoo
 from hanzoo.data.batching import repeat_factors
-from hanzoo.data.catalogue import DATA_SETS, TaggingData, find_texts, load_tagging_data, plain_sha256, seen_in_train
-from hanzoo.data.document import Document, Span
+from hanzoo.data.catalogue import find_texts, plain_sha256
 from hanzoo.data.files import expanded, write_file
 from hanzoo.data.randomness import reseed
-from hanzoo.data.readers import read_documents, read_texts
 from hanzoo.errors import DataError, HanzooError, RecipeError, RunError
-from hanzoo.evaluation.calibration import expected_calibration_error, fit_temperature, log_loss
-from hanzoo.evaluation.cluener import LABELS, official_scores, write_submission
-from hanzoo.evaluation.error_report import ErrorReport, error_report, mentions_in
-from hanzoo.evaluation.report import learning_curve, run_card, show_figure
-from hanzoo.evaluation.scorers import SCORERS, Predictions, Score, known_scorers, score
-from hanzoo.evaluation.significance import Comparison, compare
-from hanzoo.evaluation.tagging import bootstrap_interval, micro_f1, score_entities, score_where, sentence_counts
-from hanzoo.models.model import Model, Tagger, TargetForm, load_model, model_class
-from hanzoo.recipe import DataSettings, Recipe, load_recipe
+from hanzoo.evaluation.report import learning_curve
+from hanzoo.models.model import Model, TargetForm, load_model, model_class
+from hanzoo.recipe import Recipe, load_recipe
+from hanzoo.tasks.catalogue import require_options
+from hanzoo.tasks.task import Data, DataSettings, Report, Say, Subject, Task
 from hanzoo.training.checkpoint import (
     GO_ON,
     LOCK,
@@ -52,14 +47,11 @@ from hanzoo.training.distillation import (
     describe_targets,
     ensure_targets,
 )
-from hanzoo.training.distributed import gather_objects, joined, local_device, merge, num_ranks, on_first, rank, share
+from hanzoo.training.distributed import joined, local_device, num_ranks, on_first, rank
 from hanzoo.training.event_files import require_tensorboard
 from hanzoo.training.progress import peak_gigabytes
 from hanzoo.training.trainer import Trainer
 from hanzoo.training.trick import Start, Trick, build_tricks
-
-LONG_TEXT = 250  # the Lattice LSTM family drops test sentences from this length on: scored apart for comparison
-
 
 # Training.
 
@@ -70,7 +62,7 @@ def train(
     run: str | Path | None = None,
     resume: bool = False,
     command: str = "",
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = lambda line: None,
 ) -> dict[str, Any]:
     """Train a recipe and evaluate it.
 
@@ -137,28 +129,30 @@ class Training:
     """What a training consists of; nothing has been written yet.
 
     Attributes:
+        task: of the model.
         data: read and checked.
         model: on its device.
         trainer: of the model.
-        labelled: the training texts with gold, in the trainer's order; what a lesson adds comes after them.
+        labelled: the training items with gold, in the trainer's order; what a lesson adds comes after them.
         lesson: what distillation adds; None without it.
         inputs: files and models that went in, beside the data -> sha256.
     """
 
-    data: TaggingData
-    model: Tagger
+    task: Task
+    data: Data
+    model: Model
     trainer: Trainer
-    labelled: Sequence[Document]
+    labelled: Sequence[Any]
     lesson: Lesson | None
     inputs: Mapping[str, str]
 
-    def ensure_targets(self, folder: Path, say: Callable[[str], None]) -> None:
+    def ensure_targets(self, folder: Path, say: Say) -> None:
         """Have what the teachers say, if there are any, in the run directory `folder`; before the first step."""
         if self.lesson is not None:
             self.lesson.ensure_targets(folder / "targets", self.labelled, self.model.device, say)
 
 
-def prepare(recipe: Recipe, folder: Path, resume: bool, device: torch.device, say: Callable[[str], None]) -> Training:
+def prepare(recipe: Recipe, folder: Path, resume: bool, device: torch.device, say: Say) -> Training:
     """Read the data, build the model and its trainer; go on from the state in `folder` if `resume`.
 
     Raises:
@@ -166,27 +160,20 @@ def prepare(recipe: Recipe, folder: Path, resume: bool, device: torch.device, sa
     """
     if recipe.train.tensorboard:
         require_tensorboard()
-    data = load_data(recipe)
+    task, data = recipe.task, load_data(recipe)
     for note in data.notes:
         say(note)
-    if recipe.evaluate.metric == "official_macro_f1" and not has_official_counting(data):
-        raise RecipeError(
-            f"{recipe.place}: evaluate.metric must be f1 or macro_f1 for {data.name}, but is 'official_macro_f1', which counts "
-            "CLUENER's ten labels. Set evaluate.metric=f1."
-        )
+    task.check(recipe.evaluate, data, recipe.place)
     model, start = first_model(recipe, data, folder, say)
     model.to(device)
     for note in model.notes:
         say(note)
-    model.restrict(data.labels)  # a model that goes on knows more: those are unlabelled here, neither right nor wrong
-    labelled = [document for document in data.train if document.text]
-    features = [model.featurize(document) for document in labelled]
-    if len(features) < len(data.train):
-        say(f"{len(data.train) - len(features)} texts of train are empty: they are left out")
+    task.restrict(model, data)
+    labelled = task.training_items(data, say)
+    features = [model.featurize(item) for item in labelled]
     if recipe.train.oversample:
-        labels = [[span.label for span in document.spans] for document in labelled]
-        repeats = repeat_factors(labels, recipe.train.oversample)
-        say(f"over-sampling: an epoch trains {sum(repeats):.0f} sentences instead of {len(repeats)}")
+        repeats = repeat_factors([task.classes(item) for item in labelled], recipe.train.oversample)
+        say(f"over-sampling: an epoch trains {sum(repeats):.0f} {task.items} instead of {len(repeats)}")
         if getattr(recipe.model, "class_weights", 0.0):
             say("train.oversample and model.class_weights both raise rare classes: half the weights do beside it")
     else:
@@ -195,7 +182,7 @@ def prepare(recipe: Recipe, folder: Path, resume: bool, device: torch.device, sa
     tricks: list[Trick] = build_tricks(recipe.tricks)
     lesson = None if recipe.distillation is None else prepare_lesson(recipe, recipe.distillation, data, model, say)
     if lesson is not None:
-        features += [model.featurize(document) for document in lesson.unlabelled]
+        features += [model.featurize(item) for item in lesson.unlabelled]
         repeats = None if repeats is None else [*repeats, *(1.0 for _ in lesson.unlabelled)]
         tricks.append(Distillation(lesson.settings, folder / "targets", len(labelled)))
         inputs |= lesson.inputs
@@ -204,7 +191,7 @@ def prepare(recipe: Recipe, folder: Path, resume: bool, device: torch.device, sa
         features,
         recipe.train,
         tricks,
-        dev_evaluation(model, data),
+        task.dev_evaluation(model, data.dev, data),
         recipe.evaluate.metric,
         folder,
         identity(data, model, inputs),
@@ -212,12 +199,10 @@ def prepare(recipe: Recipe, folder: Path, resume: bool, device: torch.device, sa
         repeats,
         start,
     )
-    return Training(data, model, trainer, labelled, lesson, inputs)
+    return Training(task, data, model, trainer, labelled, lesson, inputs)
 
 
-def _train(
-    recipe: Recipe, folder: Path, resume: bool, device: torch.device, command: str, say: Callable[[str], None]
-) -> dict[str, Any]:
+def _train(recipe: Recipe, folder: Path, resume: bool, device: torch.device, command: str, say: Say) -> dict[str, Any]:
     finished = on_first(lambda: _finished(folder))
     if finished is not None:
         say(f"{folder}: is finished already")
@@ -226,19 +211,19 @@ def _train(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # an earlier seed's is not this one's
     training = prepare(recipe, folder, resume, device, say)
-    data, model, trainer = training.data, training.model, training.trainer
+    task, data, model, trainer = training.task, training.data, training.model, training.trainer
     # nothing is written before the last mistake of a recipe can be found
     on_first(lambda: _begin_run(folder, recipe, model))
     suggestion = recipe.suggested_rates(num_ranks())
     if suggestion:
         say(suggestion)
     say(
-        f"{recipe.name}: {len(trainer.features)} sentences, {sum(p.numel() for p in model.parameters()):,} weights, "
+        f"{recipe.name}: {len(trainer.features)} {task.items}, {sum(p.numel() for p in model.parameters()):,} weights, "
         f"{trainer.num_steps} steps on {describe_device(device)}; run directory {folder}"
     )
     training.ensure_targets(folder, say)
     progress = trainer.fit()
-    calibration = calibrate(model, data.dev) if recipe.evaluate.calibrate else None
+    calibration = task.calibrate(model, data.dev) if recipe.evaluate.calibrate else None
     on_first(lambda: write_folder(folder / "model", model.save))
     results: dict[str, Any] = {
         "recipe": recipe.name,
@@ -246,7 +231,7 @@ def _train(
         "command": command,
         "commit": code,
         "seed": recipe.train.seed,
-        "data": describe_data(data),
+        "data": task.describe(data),
         "inputs": dict(training.inputs),
         "selected_on": data.dev_source,
         "metric": recipe.evaluate.metric,
@@ -260,7 +245,9 @@ def _train(
         "machine": describe_machine(device),
         "versions": versions(model),
         "weights_sha256": tensors_sha256(model.state_dict()),
-        "splits": {name: evaluate_split(model, data, name) for name in ("dev", "test") if name == "dev" or data.test},
+        "splits": {
+            name: task.figures(model, data.split(name), data) for name in ("dev", "test") if name == "dev" or data.test
+        },
     }
     if training.lesson is not None:
         results["distillation"] = training.lesson.describe(len(training.labelled))
@@ -290,9 +277,7 @@ def _begin_run(folder: Path, recipe: Recipe, model: Model) -> None:
 INPUTS_FILE = "inputs.json"  # in start/: `inputs` of the model, which a model folder does not hold
 
 
-def first_model(
-    recipe: Recipe, data: TaggingData, folder: Path, say: Callable[[str], None] = lambda line: None
-) -> tuple[Tagger, Start | None]:
+def first_model(recipe: Recipe, data: Data, folder: Path, say: Say = lambda line: None) -> tuple[Model, Start | None]:
     """The model that a run begins with, on the CPU, and what it goes on from (None: nothing).
 
     A run that goes on from another needs that one until its own first state is saved. From then on `start/` is its beginning.
@@ -304,9 +289,7 @@ def first_model(
     cls = model_class(recipe.model_name)
     reseed(recipe.train.seed, "weights")
     if recipe.train.start_from is None:
-        model = cls.build(recipe.model, data)
-        assert isinstance(model, Tagger)
-        return model, None
+        return cls.build(recipe.model, data), None
     old = Path(recipe.train.start_from)
     if on_first(lambda: bool(state_folders(folder / "state"))):
         # as it began, and with what the data decides and a model folder does not hold (class weights)
@@ -322,26 +305,17 @@ def first_model(
             )
         model = cls.continue_from(recipe.model, previous, data)
         model.inputs = {"start_from": tensors_sha256(previous.state_dict()), **model.inputs}
-    assert isinstance(model, Tagger)
-    tagger, old_run = model, old if (old / "recipe.yaml").is_file() else old.parent
+    old_run = old if (old / "recipe.yaml").is_file() else old.parent
 
-    def old_data() -> TaggingData:
+    def old_data() -> Data:
         say(f"{old_run}: reading what it was trained on")
         return load_data(read_recipe(old_run))
 
-    return model, _start(tagger, functools.cache(old_data))
-
-
-def _start(model: Tagger, old_data: Callable[[], TaggingData]) -> Start:
-    def items() -> list[Any]:
-        # without their gold: whoever asks draws labels from the model
-        return [model.featurize(Document(document.text)) for document in old_data().train if document.text]
-
-    return Start(model.fresh, items, lambda: model.restricted(old_data().labels))
+    return model, recipe.task.start(model, functools.cache(old_data))
 
 
 def train_seeds(
-    recipe: Recipe, seeds: Sequence[int], *, run: Path, resume: bool, command: str, say: Callable[[str], None]
+    recipe: Recipe, seeds: Sequence[int], *, run: Path, resume: bool, command: str, say: Say
 ) -> dict[str, Any]:
     """Train one run a seed in `run/seed-<n>`; a finished one is not trained again."""
     recipe = recipe.located()
@@ -361,6 +335,7 @@ def train_seeds(
         [read_metrics(run / f"seed-{seed}") for seed in runs],
         run / "curve.svg",
         title=recipe.name,
+        metric=recipe.task.figure,
         names=[f"seed {seed}" for seed in runs],
     )
     return results
@@ -461,23 +436,6 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def dev_evaluation(model: Tagger, data: TaggingData) -> Callable[[Model], dict[str, Any]]:
-    """What the trainer calls after each epoch: figures on dev, whose features are computed once."""
-    features = [model.featurize(document) for document in data.dev]
-
-    def evaluate_dev(trained: Model) -> dict[str, Any]:
-        assert isinstance(trained, Tagger)
-        rows = merge(gather_objects(trained.tag(share(features))))
-        predicted = [[span for span, _ in row] for row in rows]
-        scores = score_entities([document.spans for document in data.dev], predicted)
-        figures = {"f1": scores.f1, "precision": scores.precision, "recall": scores.recall, "macro_f1": scores.macro_f1}
-        if has_official_counting(data):
-            figures["official_macro_f1"] = official(data.dev, predicted)
-        return figures
-
-    return evaluate_dev
-
-
 # Distillation.
 
 
@@ -487,37 +445,38 @@ class Lesson:
 
     Attributes:
         settings: the recipe's section.
+        task: of the student and of its teachers.
+        data: of the student.
         form: of the soft targets.
-        labels: that take part; a model that went on from other data knows more.
         teachers: name, as in `inputs` -> run directory.
-        unlabelled: further texts.
+        unlabelled: further items.
         inputs: what it is made from: teacher or file -> sha256.
     """
 
     settings: DistillationSettings
+    task: Task
+    data: Data
     form: TargetForm
-    labels: Sequence[str]
     teachers: Mapping[str, Path]
-    unlabelled: Sequence[Document]
+    unlabelled: Sequence[Any]
     inputs: Mapping[str, str]
 
-    def ensure_targets(
-        self, folder: Path, labelled: Sequence[Document], device: torch.device, say: Callable[[str], None]
-    ) -> None:
+    def ensure_targets(self, folder: Path, labelled: Sequence[Any], device: torch.device, say: Say) -> None:
         """Have in `folder` what the teachers say of all training items: those with gold, then the others."""
-        texts = [document.text for document in (*labelled, *self.unlabelled)]
+        items = [self.task.without_gold(item) for item in (*labelled, *self.unlabelled)]
+        texts = [self.task.text(item) for item in items]
         say(f"soft targets of {len(self.teachers)} teacher(s) for {len(texts)} texts: {folder}")
         facts = describe_targets(
             self.form, self.settings.temperature, [self.inputs[name] for name in self.teachers], texts
         )
 
-        def load_teachers() -> list[Tagger]:
-            found = [load_tagger(run).to(device) for run in self.teachers.values()]
+        def load_teachers() -> list[Model]:
+            found = [load_of(self.task, run).to(device) for run in self.teachers.values()]
             for teacher in found:
-                teacher.restrict(self.labels)
+                self.task.restrict(teacher, self.data)
             return found
 
-        ensure_targets(folder, facts, load_teachers, [Document(text) for text in texts])
+        ensure_targets(folder, facts, load_teachers, items)
 
     def describe(self, num_labelled: int) -> dict[str, Any]:
         """What stands in results.json."""
@@ -530,9 +489,7 @@ class Lesson:
         }
 
 
-def prepare_lesson(
-    recipe: Recipe, settings: DistillationSettings, data: TaggingData, student: Tagger, say: Callable[[str], None]
-) -> Lesson:
+def prepare_lesson(recipe: Recipe, settings: DistillationSettings, data: Data, student: Model, say: Say) -> Lesson:
     """Read the texts of a recipe's distillation, look at its teachers, and check that they may be used.
 
     Raises:
@@ -540,46 +497,47 @@ def prepare_lesson(
         RunError: a teacher cannot be loaded.
         DataError: a file of texts is missing or damaged, or leaves nothing.
     """
+    task = recipe.task
     runs = [run for name in settings.teachers for run in seed_folders(expanded(name)) or [expanded(name)]]
     teachers, inputs, form = {}, {}, None
     for number, run in enumerate(runs, start=1):
-        teacher = load_tagger(run)
+        teacher = load_of(task, run)
         form = common_form(student, str(run), teacher)
         _refuse_leak(run, recipe, data, say)
         teachers[f"teacher {number}"] = run
         inputs[f"teacher {number}"] = tensors_sha256(teacher.state_dict())
     assert form is not None  # a recipe names one teacher at least
-    judged = {document.text for document in (*data.dev, *(data.test or ()))}
-    unlabelled: list[Document] = []
+    judged = {task.text(item) for item in (*data.dev, *(data.test or ()))}
+    unlabelled: list[Any] = []
     for number, file in enumerate(settings.files, start=1):
         path = find_texts(file)
         inputs[f"unlabelled {number} ({path.name})"] = plain_sha256(path)
-        found = read_texts(path, settings.format)
-        kept = [document for document in found if document.text not in judged]
+        found = task.read_texts(path, settings.format)
+        kept = [item for item in found if task.text(item) not in judged]
         left_out = f", {len(found) - len(kept):,} left out that stand in dev or test" if len(kept) < len(found) else ""
         say(f"{path.name}: {len(kept):,} texts to learn from the teacher{left_out}")
         if not kept:
             raise DataError(f"{path}: must hold texts that are not in dev or test, but holds none. Give another file.")
         unlabelled += kept
-    return Lesson(settings, form, student.active_labels, teachers, unlabelled, inputs)
+    return Lesson(settings, task, data, form, teachers, unlabelled, inputs)
 
 
-def _refuse_leak(run: Path, recipe: Recipe, data: TaggingData, say: Callable[[str], None]) -> None:
-    """Refuse a teacher that was trained on sentences by which its student is judged: their gold would leak into the figure."""
+def _refuse_leak(run: Path, recipe: Recipe, data: Data, say: Say) -> None:
+    """Refuse a teacher that was trained on items by which its student is judged: their gold would leak into the figure."""
     try:
         taught_by = read_recipe(run)
         theirs = data if taught_by.data == recipe.data else load_data(taught_by)
     except HanzooError as error:
         say(f"{run}: what the teacher was trained on is not known here ({error})")
         return
-    own = {document.text for document in data.train}
-    known = {document.text for document in theirs.train} - own
-    for split, documents in (("dev", data.dev), ("test", data.test or ())):
-        leaked = sum(document.text in known for document in documents)
+    task = recipe.task
+    known = set(map(task.text, theirs.train)) - set(map(task.text, data.train))
+    for split, items in (("dev", data.dev), ("test", data.test or ())):
+        leaked = sum(task.text(item) in known for item in items)
         if leaked:
             raise RecipeError(
                 f"{recipe.place}: distillation.teacher must not have been trained on the student's {split}, but {run} was, on "
-                f"{leaked:,} of its {len(documents):,} sentences. Train the teacher on the student's data (data.*)."
+                f"{leaked:,} of its {len(items):,} {task.items}. Train the teacher on the student's data (data.*)."
             )
 
 
@@ -608,119 +566,8 @@ def evaluate(
             cannot score these predictions.
     """
     other = None if against is None else evaluate_run(against, split=split, data_of=data)
-    return evaluate_run(run, split=split, data_of=data, against=other, scorers=scorers).to_json()
-
-
-@dataclass(frozen=True)
-class RunReport:
-    """The evaluation of a run: of one model, or of one model a seed.
-
-    Attributes:
-        folder: the run directory.
-        split: what it was evaluated on.
-        documents: with their gold.
-        predicted: a seed: the spans found in each document.
-        figures: a seed: what `figures_of` gives.
-        data: the run's data, or the other data that was asked for; None where a file was evaluated and the run's data is not there
-            any more.
-        results: a seed: what training left in results.json.
-        scores: scorer -> a seed: what it found; for the scorers that were asked for.
-        elsewhere: whether `data` is not the run's own.
-        labels_taken: how many labels took part, and
-        labels_known: of how many that the model knows.
-        against: the run that it was compared with, and how their micro F1 (the mean over the seeds) differs; or None.
-    """
-
-    folder: Path
-    split: str
-    documents: Sequence[Document]
-    predicted: Sequence[Sequence[Sequence[Span]]]
-    figures: Sequence[Mapping[str, Any]]
-    data: TaggingData | None
-    results: Sequence[Mapping[str, Any]]
-    scores: Mapping[str, Sequence[Score]]
-    elsewhere: bool = False
-    labels_taken: int = 0
-    labels_known: int = 0
-    against: tuple[RunReport, Comparison] | None = None
-
-    @property
-    def place(self) -> str:
-        """What was evaluated on, as a person should read it."""
-        return f"{self.data.name} {self.split}" if self.elsewhere and self.data is not None else self.split
-
-    def counts(self) -> np.ndarray:
-        """(num_seeds, num_sentences, 3): what `sentence_counts` gives for each seed."""
-        gold = [document.spans for document in self.documents]
-        return np.stack([sentence_counts(gold, predicted) for predicted in self.predicted])
-
-    def error_report(self) -> ErrorReport:
-        """What is wrong with the (first seed's) predictions."""
-        return error_report(self.documents, self.predicted[0], mentions_in(self.data.train) if self.data else None)
-
-    def per_label(self) -> list[dict[str, Any]]:
-        """For each label its figures: one value, or one a seed."""
-        labels = sorted({label for figures in self.figures for label in figures["per_label"]})
-        rows = []
-        for label in labels:
-            each = [figures["per_label"].get(label, {}) for figures in self.figures]
-            rows.append(
-                {"label": label}
-                | {name: _seeds([f.get(name, 0.0) for f in each]) for name in ("precision", "recall", "f1")}
-            )
-        return rows
-
-    def per_scorer(self) -> dict[str, dict[str, Any]]:
-        """For each scorer that was asked for: who uses it, and its figures and counts, one value or one a seed."""
-        told: dict[str, dict[str, Any]] = {}
-        for name, scores in self.scores.items():
-            each = [score.to_json() for score in scores]
-            told[name] = {key: _seeds([values[key] for values in each]) for key in each[0]}
-            told[name]["used_by"] = SCORERS[name].used_by
-        return told
-
-    @property
-    def legal(self) -> float | list[float] | None:
-        """The share of legal tag sequences: one value, or one a seed; None for a model without tags."""
-        rates = [figures["legal"] for figures in self.figures]
-        return None if None in rates else _seeds(rates)
-
-    def remarks(self) -> list[str]:
-        """What stands below the table: the interval, the subsets, the legality."""
-        lines = []
-        if self.labels_taken < self.labels_known:
-            lines.append(f"{self.labels_taken} of the model's {self.labels_known} labels take part: those of the data")
-        if len(self.figures) == 1:
-            low, high = self.figures[0]["f1_interval"]
-            lines.append(f"F1 95 % interval over sentences: {100 * low:.2f} to {100 * high:.2f}")
-        for name in self.figures[0].get("subsets", {}):
-            each = [figures["subsets"][name] for figures in self.figures]
-            lines.append(
-                f"{name} ({each[0]['sentences']} sentences): F1 {show_figure(_seeds([e['f1'] for e in each]))}"
-            )
-        if self.legal is not None:
-            lines.append(f"legal tag sequences: {show_figure(self.legal)} %")
-        for name, scores in self.scores.items():
-            if scores[0].gold_left_out:
-                lines.append(f"scorer {name}: {scores[0].gold_left_out} gold entities inside longer ones are left out")
-        return lines
-
-    def to_json(self) -> dict[str, Any]:
-        """Run, split, and the figures: values, or lists of one value a seed; how it differs from another run."""
-        names = [name for name, value in self.figures[0].items() if isinstance(value, int | float)]
-        told: dict[str, Any] = {"run": str(self.folder), "split": self.place}
-        told |= {name: _seeds([figures[name] for figures in self.figures]) for name in names}
-        told["per_label"] = self.per_label()
-        if self.scores:
-            told["scorers"] = self.per_scorer()
-        if self.against:
-            other, comparison = self.against
-            told["against"] = {"run": str(other.folder), **comparison.to_json()}
-        return told
-
-
-def _seeds(values: Sequence[float]) -> float | list[float]:
-    return values[0] if len(values) == 1 else list(values)
+    options = {"--scorer": scorers} if scorers else {}
+    return evaluate_run(run, split=split, data_of=data, against=other, options=options).to_json()
 
 
 def evaluate_run(
@@ -730,135 +577,99 @@ def evaluate_run(
     file: Path | None = None,
     format: str | None = None,
     data_of: str | None = None,
-    against: RunReport | None = None,
-    scorers: Sequence[str] = (),
-    say: Callable[[str], None] = lambda line: None,
-) -> RunReport:
+    against: Report | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    say: Say = lambda line: None,
+) -> Report:
     """Evaluate the model(s) of a run on a split of its data, of other data, or on a labelled file, and compare it.
-
-    On a data set only the labels that its train has take part (a model that went on from another data set knows more); on a file
-    all that the model knows.
 
     Args:
         run: the run directory.
         split: train, dev or test; the test split where there is one with labels, else dev.
-        file: labelled texts.
+        file: items with their gold.
         format: of the file; None = recognised.
         data_of: a data set by name, or a recipe (of a run, too) whose data is taken, instead of the run's own.
         against: another run, evaluated on the same.
-        scorers: further ways to count, by name.
+        options: of `evaluate.py`, that belong to the run's task ("--scorer") -> value.
         say: gets lines for people.
 
     Raises:
-        HanzooError: the run, its data or the file is missing or damaged, or is not what `against` can be compared with; a
-            scorer is not known, or cannot score these predictions.
+        HanzooError: the run, its data or the file is missing or damaged, or is not what `against` can be compared with; an option
+            is not for this task, or not for these models.
     """
-    scorers = known_scorers(scorers)
     folder = Path(run)
     seeds = seed_folders(folder) or [folder]
     if against:
         _require_as_many_seeds(folder, seeds, against)
     recipe = read_recipe(seeds[0])
+    task = recipe.task
+    require_options(task, "evaluate", options, folder)
     if data_of is not None:
-        named = data_of in DATA_SETS
-        recipe = replace(recipe, data=DataSettings(name=data_of) if named else load_recipe(data_of).data)
-    data: TaggingData | None = None
-    taken: Sequence[str] | None = None
+        recipe = replace(recipe, data=_data_settings(task, data_of))
+    data: Data | None = None
     if file is not None:
         try:
             data = load_data(recipe)
         except DataError:
             say(f"{folder}: its data is not there, so nothing is said of what stands in train")
-        documents: Sequence[Document]
-        documents, reading = read_documents(file, format)
-        if reading.unlabelled:
-            raise DataError(
-                f"{reading.unlabelled_place}: a text must say its entities, an empty list if it has none, but says nothing. "
-                "Tag texts without labels by predict.py."
-            )
-        name = str(file)
+        name, items = str(file), task.read_labelled(file, format)
     else:
         data = load_data(recipe)
         name = split or ("test" if data.test else "dev")
-        documents = data.split(name)
-        taken = data.labels
-    if against:
-        _require_same_sentences(folder, name, documents, against)
-    predicted, figures = [], []
-    scores: dict[str, list[Score]] = {name: [] for name in scorers}
-    for each in seeds:
-        model = load_tagger(each)
-        if taken is not None:
-            model.restrict(_shared_labels(model, taken, folder))
-        predictions = predict(model, documents)
-        predicted.append(predictions.spans)
-        figures.append(figures_of(documents, predictions, data))
-        for scorer, found in scores.items():
-            found.append(score(scorer, documents, predictions))
+        items = data.split(name)
     results = [read_json(each / "results.json") for each in seeds if (each / "results.json").is_file()]
-    counts = len(model.active_labels), len(model.labels)
-    report = RunReport(folder, name, documents, predicted, figures, data, results, scores, data_of is not None, *counts)
-    if against is None:
-        return report
-    return replace(report, against=(against, compare(report.counts(), against.counts(), micro_f1, seed=0)))
+    subject = Subject(folder, name, items, data, file is None, data_of is not None, results)
+    if against:
+        require_kind(task, folder, against)
+        task.require_same(subject, against.subject)
+    report = task.report(subject, (load_of(task, each) for each in seeds), options)
+    return replace(report, against=(against, report.compare(against))) if against else report
 
 
-def _shared_labels(model: Tagger, labels: Sequence[str], run: Path) -> list[str]:
-    shared = [label for label in labels if label in model.labels]
-    if not shared:
+def _data_settings(task: Task, name: str) -> DataSettings:
+    """The section `data` of a data set by name, or of a recipe."""
+    if name in task.data_settings.names:
+        return task.data_settings.model_validate({"name": name})
+    recipe = load_recipe(name)
+    if recipe.task is not task:
+        raise RunError(f"--data: must be data of a {task.kind}, but {name} is of a {recipe.task.kind}. Name another.")
+    return recipe.data
+
+
+def require_kind(task: Task, run: Path, other: Report) -> None:
+    """Raise RunError unless a run is of the task of one that it stands beside."""
+    if task is not other.task:
         raise RunError(
-            f"{run}: one of the data's labels ({', '.join(labels)}) must be known to the model, but it knows "
-            f"{', '.join(model.labels)}. Evaluate on data with its labels."
+            f"{run}: must hold a {other.task.kind} as {other.subject.run} does, but holds a {task.kind}. Evaluate them apart."
         )
-    return shared
 
 
-def _require_as_many_seeds(folder: Path, seeds: Sequence[Path], against: RunReport) -> None:
+def _require_as_many_seeds(folder: Path, seeds: Sequence[Path], against: Report) -> None:
     # Seeds are paired; and the mean of three seeds varies less than one seed, which alone would make sides unlike.
-    wanted = len(against.predicted)
+    wanted = len(against.figures)
     if len(seeds) != wanted:
         raise RunError(
-            f"{folder}: seeds must be as many as in {against.folder} ({wanted}), but are {len(seeds)}. Train those that are "
+            f"{folder}: seeds must be as many as in {against.subject.run} ({wanted}), but are {len(seeds)}. Train those that are "
             "missing: python train.py RECIPE --seeds 1,2,... --run DIR; or compare single ones: DIR/seed-1."
         )
 
 
-def _require_same_sentences(folder: Path, split: str, documents: Sequence[Document], against: RunReport) -> None:
-    said = f"{folder}: {split} must hold the sentences and entities of {against.split} in {against.folder}"
-    cure = "Compare runs of the same data, or on one --file."
-    if len(documents) != len(against.documents):
-        raise DataError(f"{said} ({len(against.documents)} sentences), but holds {len(documents)} sentences. {cure}")
-    for number, (one, other) in enumerate(zip(documents, against.documents, strict=True), start=1):
-        if one.text != other.text:
-            raise DataError(
-                f"{said}, but sentence {number} is {one.text[:30]!r} instead of {other.text[:30]!r}. {cure}"
-            )
-        if set(one.spans) != set(other.spans):
-            raise DataError(f"{said}, but sentence {number}, {one.text[:30]!r}, has other entities. {cure}")
-
-
-def write_cluener_submission(run: Path, output: Path) -> None:
-    """Write the leaderboard's file: what a run finds in CLUENER's test sentences, whose labels are not published.
+def write_submission(run: Path, output: Path) -> None:
+    """Write the leaderboard's file: what a run finds in the items whose gold is not published.
 
     Raises:
-        RunError: the run was not trained on CLUENER, or holds several seeds.
+        RunError: the run's data has no leaderboard, or the run holds several seeds.
     """
     if seeds := seed_folders(run):
         raise RunError(
             f"{run}: a submission must be of one run, but this holds several seeds. Name one of them: {seeds[0]}."
         )
-    data = load_data(read_recipe(run))
-    if not data.unlabelled:
-        raise RunError(
-            f"{run}: a submission needs the unlabelled test sentences of cluener, but this run is of {data.name}."
-        )
-    spans = predict(load_tagger(run), data.unlabelled).spans
-    on_first(
-        lambda: write_submission(output, [d.id for d in data.unlabelled], [d.text for d in data.unlabelled], spans)
-    )
+    recipe = read_recipe(run)
+    require_options(recipe.task, "evaluate", ["--submission"], run)
+    recipe.task.write_submission(run, load_of(recipe.task, run), load_data(recipe), output)
 
 
-def record_figure(report: RunReport, path: Path, variant: str, say: Callable[[str], None]) -> None:
+def record_figure(report: Report, path: Path, variant: str, say: Say) -> None:
     """Write what a figure of recipes/README.md is made from (the files of recipes/results/).
 
     Its command names the seeds that are recorded, which may be fewer than were asked for when the training began.
@@ -868,48 +679,36 @@ def record_figure(report: RunReport, path: Path, variant: str, say: Callable[[st
         RunError: a seed has not finished, or the run that it was compared with is not recorded in the same folder.
     """
     _require_finished(report)
-    first = report.results[0]
-    if report.data is None or (not report.elsewhere and dict(report.data.hashes) != first["data"]["sha256"]):
-        raise RunError(f"{report.folder}: the data must be what the run was trained on, but differs. Restore it.")
-    for name in (first["data"]["name"], report.data.name):
+    subject = report.subject
+    data, results, first = subject.data, subject.results, subject.results[0]
+    if data is None or (not subject.elsewhere and dict(data.hashes) != first["data"]["sha256"]):
+        raise RunError(f"{subject.run}: the data must be what the run was trained on, but differs. Restore it.")
+    for name in (first["data"]["name"], data.name):
         if name.endswith("-unofficial"):
             raise RunError(
-                f"{report.folder}: a figure must be of official data, but {name} is not. Get the official files."
+                f"{subject.run}: a figure must be of official data, but {name} is not. Get the official files."
             )
-    names = ("f1", "precision", "recall", "macro_f1", "official_macro_f1")
-    known = [name for name in names if name in report.figures[0]]
     record = {
         "recipe": first["recipe"],
         "variant": variant,
-        "command": with_seeds(first["command"], [result["seed"] for result in report.results]),
-        "data": report.data.name,
-        "view": report.data.view,
-        "data_sha256": dict(report.data.hashes),
-        "split": _filed_split(report),
-        "selected_on": f"{first['data']['name']} {first['selected_on']}" if report.elsewhere else first["selected_on"],
-        "seeds": [result["seed"] for result in report.results],
-        "best_epochs": [result["best_epoch"] for result in report.results],
-        "metrics": {name: [figures[name] for figures in report.figures] for name in known},
-        "subsets": {
-            f"{name} ({value['sentences']} sentences)": {
-                "f1": [figures["subsets"][name]["f1"] for figures in report.figures]
-            }
-            for name, value in report.figures[0]["subsets"].items()
-        },
-        "legal": [figures["legal"] for figures in report.figures],
-        "scorers": {
-            name: {metric: [getattr(score.scores, metric) for score in scores] for metric in ("f1", "macro_f1")}
-            for name, scores in report.scores.items()
-        },
+        "command": with_seeds(first["command"], [result["seed"] for result in results]),
+        "data": data.name,
+        "view": report.task.describe(data).get("view", ""),
+        "data_sha256": dict(data.hashes),
+        "split": _filed_split(subject),
+        "selected_on": f"{first['data']['name']} {first['selected_on']}" if subject.elsewhere else first["selected_on"],
+        "seeds": [result["seed"] for result in results],
+        "best_epochs": [result["best_epoch"] for result in results],
+        **report.recorded(),
         # it was measured on the dev of the run's own data
-        "calibration": [] if report.elsewhere else [result.get("calibration") for result in report.results],
+        "calibration": [] if subject.elsewhere else [result.get("calibration") for result in results],
         "inputs": first["inputs"],
-        "minutes": round(statistics.fmean(result["minutes"] for result in report.results), 2),
-        "peak_gb": max(result["peak_gb"] for result in report.results),
-        "sentences_per_second": [result["units_per_second"] for result in report.results],
+        "minutes": round(statistics.fmean(result["minutes"] for result in results), 2),
+        "peak_gb": max(result["peak_gb"] for result in results),
+        "sentences_per_second": [result["units_per_second"] for result in results],
         "machine": first["machine"],
         "versions": first["versions"],
-        "weights_sha256": [result["weights_sha256"] for result in report.results],
+        "weights_sha256": [result["weights_sha256"] for result in results],
         "commit": first["commit"],
     }
     if report.against:
@@ -919,7 +718,7 @@ def record_figure(report: RunReport, path: Path, variant: str, say: Callable[[st
         before = read_json(path)
         record |= {key: before[key] for key in ("published", "asked", "note", "headline") if key in before}
     on_first(lambda: write_file(path, json.dumps(record, ensure_ascii=False, indent=1) + "\n"))
-    changed = [result["commit"] for result in report.results if not result["commit"] or result["commit"].endswith("+")]
+    changed = [result["commit"] for result in results if not result["commit"] or result["commit"].endswith("+")]
     if changed:
         say(
             f"{path}: a figure must come from a commit, but this one's code was {changed[0] or 'in none'}"
@@ -940,129 +739,32 @@ def with_seeds(command: str, seeds: Sequence[int]) -> str:
     return command
 
 
-def _require_finished(report: RunReport) -> None:
-    lacking = len(report.predicted) - len(report.results)
+def _require_finished(report: Report) -> None:
+    lacking = len(report.figures) - len(report.subject.results)
     if lacking:
-        raise RunError(f"{report.folder}: all seeds must have finished, but {lacking} have no results.json.")
+        raise RunError(f"{report.subject.run}: all seeds must have finished, but {lacking} have no results.json.")
 
 
-def _filed_split(report: RunReport) -> str:
+def _filed_split(subject: Subject) -> str:
     # where dev was cut from train, the official dev is what is reported on
-    official_dev = report.split == "test" and report.data is not None and report.data.test_source == "dev"
-    return "dev" if official_dev else report.split
+    official_dev = subject.split == "test" and subject.data is not None and subject.data.test_source == "dev"
+    return "dev" if official_dev else subject.split
 
 
-def _recorded(report: RunReport, folder: Path) -> dict[str, Any]:
+def _recorded(report: Report, folder: Path) -> dict[str, Any]:
     """Under which recipe and variant a run's figure is filed. No run knows its variant, so the weights must say."""
     _require_finished(report)
-    weights = [result["weights_sha256"] for result in report.results]
-    place = (report.data.name if report.data else None, _filed_split(report))
+    subject = report.subject
+    weights = [result["weights_sha256"] for result in subject.results]
+    place = (subject.data.name if subject.data else None, _filed_split(subject))
     for path in sorted(folder.glob("*.json")):
         record = read_json(path)
         if (record.get("weights_sha256"), record.get("data"), record.get("split")) == (weights, *place):
             return {"recipe": record["recipe"], "variant": record["variant"], "weights_sha256": weights}
     raise RunError(
-        f"{report.folder}: what a figure is compared with must be recorded in {folder}, but is not. "
-        f"Record it first: python evaluate.py {report.folder} --record {folder / report.results[0]['recipe']}.json"
+        f"{subject.run}: what a figure is compared with must be recorded in {folder}, but is not. "
+        f"Record it first: python evaluate.py {subject.run} --record {folder / subject.results[0]['recipe']}.json"
     )
-
-
-def evaluate_split(model: Tagger, data: TaggingData, split: str) -> dict[str, Any]:
-    """All figures of a model on one split, 0 to 1."""
-    documents = data.split(split)
-    return figures_of(documents, predict(model, documents), data)
-
-
-def predict(model: Tagger, documents: Sequence[Document]) -> Predictions:
-    """What a model says of documents, whose gold is not looked at.
-
-    Several ranks share the work, and all have the result.
-    """
-    features = [model.featurize(Document(document.text)) for document in share(documents)]
-    spans = merge(gather_objects([[span for span, _ in row] for row in model.tag(features)]))
-    if model.tag_set is None:
-        return Predictions(spans)
-    return Predictions(spans, merge(gather_objects(model.predicted_tags(features))), model.tag_set.scheme)
-
-
-def figures_of(documents: Sequence[Document], predictions: Predictions, data: TaggingData | None) -> dict[str, Any]:
-    """Figures of predictions: micro, macro, per label, interval, legality, subsets; CLUENER's official macro where it applies."""
-    gold, predicted = [document.spans for document in documents], predictions.spans
-    low, high = bootstrap_interval(gold, predicted, seed=0)
-    figures = score_entities(gold, predicted).to_json() | {"f1_interval": [low, high], "legal": predictions.legal}
-    if data is None:
-        return figures | {"subsets": {}}
-    if has_official_counting(data):
-        figures["official_macro_f1"] = official(documents, predicted)
-    return figures | {"subsets": _subsets(documents, gold, predicted, data)}
-
-
-def _subsets(
-    documents: Sequence[Document],
-    gold: Sequence[Sequence[Span]],
-    predicted: Sequence[Sequence[Span]],
-    data: TaggingData,
-) -> dict[str, Any]:
-    seen = seen_in_train(documents, data.train)
-    choices = {
-        "not seen in train": [not value for value in seen],
-        f"under {LONG_TEXT} characters": [len(document.text) < LONG_TEXT for document in documents],
-    }
-    subsets = {}
-    for name, keep in choices.items():
-        if not all(keep) and any(keep):
-            scores = score_where(gold, predicted, keep)
-            subsets[name] = {
-                "sentences": sum(keep),
-                "f1": scores.f1,
-                "precision": scores.precision,
-                "recall": scores.recall,
-            }
-    return subsets
-
-
-def has_official_counting(data: TaggingData) -> bool:
-    """Whether CLUENER's official counting applies: data with its ten types (the data's own name says whether it is CLUENER)."""
-    return set(data.labels) == set(LABELS)
-
-
-def official(documents: Sequence[Document], predicted: Sequence[Sequence[Span]]) -> float:
-    """CLUENER's official macro F1 over mention strings."""
-    return official_scores([d.text for d in documents], [d.spans for d in documents], predicted).macro_f1
-
-
-def calibrate(model: Tagger, documents: Sequence[Document]) -> dict[str, Any]:
-    """Fit the model's temperature on every other document and state the calibration error on the rest.
-
-    Minimises the log loss of "this predicted entity is right" over the temperature that divides all scores of the output layer.
-    """
-    halves = [documents[0::2], documents[1::2]]
-    # decoded once: the search asks some twenty times, and an encoder is what takes time
-    tagged_at = [model.tag_at([model.featurize(document) for document in half]) for half in halves]
-
-    def judged(half: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
-        rows = tagged_at[half](temperature)
-        pairs = [
-            (score, span in set(d.spans)) for d, row in zip(halves[half], rows, strict=True) for span, score in row
-        ]
-        return np.array([score for score, _ in pairs], dtype=np.float64), np.array(
-            [right for _, right in pairs], dtype=bool
-        )
-
-    facts: dict[str, Any] = {"sentences_fitted": len(halves[0]), "sentences_measured": len(halves[1])}
-    before, right = judged(1, 1.0)
-    if not len(before) or not len(judged(0, 1.0)[0]):
-        model.temperature = 1.0
-        return facts | {"temperature": 1.0, "note": "no entity was predicted in one half of dev: nothing to fit"}
-    temperature = fit_temperature(lambda value: log_loss(*judged(0, value)))
-    after, _ = judged(1, temperature)
-    model.temperature = temperature
-    return facts | {
-        "temperature": temperature,
-        "entities_measured": len(before),
-        "ece_before": expected_calibration_error(before, right),
-        "ece_after": expected_calibration_error(after, right),
-    }
 
 
 # Run directories.
@@ -1090,11 +792,11 @@ def load(run: str | Path, device: str = "cpu") -> Model:
     return load_model(folder).to(choose_device(device))
 
 
-def load_tagger(run: Path) -> Tagger:
-    """The model of a run, which must be a tagger."""
+def load_of(task: Task, run: Path) -> Model:
+    """The model of a run, which must be of a task."""
     model = load(run)
-    if not isinstance(model, Tagger):
-        raise RunError(f"{run}: must hold a tagger, but holds {type(model).__name__}.")
+    if not isinstance(model, task.model):
+        raise RunError(f"{run}: must hold a {task.kind}, but holds {type(model).__name__}.")
     return model
 
 
@@ -1116,9 +818,9 @@ def read_recipe(folder: Path) -> Recipe:
     return load_recipe(path)
 
 
-def load_data(recipe: Recipe) -> TaggingData:
+def load_data(recipe: Recipe) -> Data:
     """The data of a recipe, read and checked."""
-    return load_tagging_data(**recipe.data.model_dump())
+    return recipe.task.load_data(recipe.data)
 
 
 def read_json(path: Path) -> Any:
@@ -1145,8 +847,9 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 def write_report(folder: Path, recipe: Recipe, results: Mapping[str, Any]) -> None:
     """Write curve.svg and the card, README.md, of a run."""
-    learning_curve([read_metrics(folder)], folder / "curve.svg", title=f"{recipe.name}, seed {recipe.train.seed}")
-    write_file(folder / "README.md", run_card(results, recipe.to_dict(), str(folder)), GO_ON)
+    title = f"{recipe.name}, seed {recipe.train.seed}"
+    learning_curve([read_metrics(folder)], folder / "curve.svg", title=title, metric=recipe.task.figure)
+    write_file(folder / "README.md", recipe.task.card(results, recipe.to_dict(), str(folder)), GO_ON)
 
 
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:
@@ -1154,29 +857,7 @@ def write_results(folder: Path, results: Mapping[str, Any]) -> None:
     write_file(folder / "results.json", json.dumps(results, ensure_ascii=False, indent=1) + "\n", GO_ON)
 
 
-def describe_data(data: TaggingData) -> dict[str, Any]:
-    """What of the data stands beside a figure."""
-    splits = {"train": data.train, "dev": data.dev, "test": data.test or ()}
-    return {
-        "name": data.name,
-        "view": data.view,
-        "official": data.official,
-        "sha256": dict(data.hashes),
-        "counts": {
-            name: {"sentences": len(split), "entities": sum(len(document.spans) for document in split)}
-            for name, split in splits.items()
-        },
-        "dev_source": data.dev_source,
-        "test_source": data.test_source,
-        "protocol": data.protocol,
-        "notes": list(data.notes),
-        "licence": data.licence,
-        "source": data.source,
-        "cite": data.cite,
-    }
-
-
-def identity(data: TaggingData, model: Model, inputs: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+def identity(data: Data, model: Model, inputs: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """What a resumed run must agree in: `exact` differences are refused, `approximate` ones are said."""
     return {
         "exact": {"data": dict(data.hashes), "inputs": dict(inputs)},

@@ -7,28 +7,23 @@ Standard output carries results only; all else goes to standard error.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hanzoo import __version__, build
-from hanzoo.data.document import Entity
-from hanzoo.data.html_page import HTMLPage
-from hanzoo.data.text_streams import Row, open_writer, read_rows
 from hanzoo.dry_run import dry_run
-from hanzoo.errors import DataError, HanzooError, RunError, StorageError
-from hanzoo.evaluation.report import results_table, show_difference, show_interval, show_p
-from hanzoo.evaluation.scorers import SCORERS, known_scorers
-from hanzoo.models.model import Tagger, in_chunks
+from hanzoo.errors import HanzooError, RunError, StorageError
+from hanzoo.evaluation.report import METRIC_NAMES, results_table, show_difference, show_interval, show_p
 from hanzoo.recipe import bundled_recipes, load_recipe
-from hanzoo.training.distributed import gather_objects, joined, merge, num_ranks, rank, restarts, share
+from hanzoo.tasks.catalogue import known_options, require_options, task_of
+from hanzoo.tasks.task import Report, Task
+from hanzoo.training.distributed import joined, num_ranks, restarts
 from hanzoo.training.trainer import Interrupted
 
 USAGE = 2
@@ -91,6 +86,17 @@ def _parser(name: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=name, description=description, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"hanzoo {__version__}")
     return parser
+
+
+def _add_options_of_tasks(parser: argparse.ArgumentParser, command: str) -> None:
+    for option, how in known_options(command).items():
+        parser.add_argument(option, **how)
+
+
+def _options_of_tasks(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
+    """The options of tasks that were given, with their values."""
+    values = {option: vars(arguments)[option[2:].replace("-", "_")] for option in known_options(command)}
+    return {option: value for option, value in values.items() if value not in (None, False, [])}
 
 
 # train
@@ -156,20 +162,17 @@ def _train(arguments: argparse.Namespace) -> int:
     else:
         runs = [build.train(recipe, **told)]
     rows = [
-        {"run": str(folder), "split": split, **_averaged([run["splits"][split] for run in runs])}
+        {"run": str(folder), "split": split, **_averaged(recipe.task, [run["splits"][split] for run in runs])}
         for split in runs[0]["splits"]
     ]
     answer(results_table(rows) + "\n")
-    say(f"evaluate: python evaluate.py {folder}   tag: python predict.py {folder} texts.txt")
+    say(f"evaluate: python evaluate.py {folder}   {recipe.task.next_step.format(run=folder)}")
     return 0
 
 
-FIGURES = ("precision", "recall", "f1", "macro_f1", "official_macro_f1")
-
-
-def _averaged(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _averaged(task: Task, figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The columns of the table: a list of one value a seed, or the value."""
-    known = [name for name in FIGURES if name in figures[0]]
+    known = [name for name in task.columns if name in figures[0]]
     if len(figures) == 1:
         return {name: figures[0][name] for name in known}
     return {name: [each[name] for each in figures] for name in known}
@@ -197,31 +200,11 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
         metavar="RUN",
         help="also compare each with this run: difference of F1, its interval, p-value",
     )
-    parser.add_argument(
-        "--scorer",
-        type=_scorers,
-        default=[],
-        metavar="NAME,...",
-        help=f"also count as others do: {', '.join(SCORERS)}",
-    )
-    parser.add_argument(
-        "--errors", action="store_true", help="also report the errors: boundary, type, missed, spurious ..."
-    )
-    parser.add_argument("--per-label", action="store_true", help="also print the figures of each label")
+    _add_options_of_tasks(parser, "evaluate")
     parser.add_argument("--json", action="store_true", help="print one JSON object a run instead of a table")
-    parser.add_argument(
-        "--submission", type=Path, help="write CLUENER's submission file (cluener_predict.json) of the first run"
-    )
     parser.add_argument("--record", type=Path, help="write the figure of the one run as a file of recipes/results/")
     parser.add_argument("--variant", default="", help="what --record names the figure apart from its recipe")
     return _run(_evaluate, parser.parse_args(argv), "cpu")
-
-
-def _scorers(text: str) -> list[str]:
-    try:
-        return known_scorers(text.split(","))
-    except RunError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -230,77 +213,61 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.data and arguments.file:
         raise RunError("--data: must stand without --file, but both are given. Leave one out.")
     if arguments.submission:  # first: where it cannot be, no table is lost by it
-        build.write_cluener_submission(arguments.runs[0], arguments.submission)
+        build.write_submission(arguments.runs[0], arguments.submission)
         say(f"{arguments.submission}: written")
     where = {"split": arguments.split, "file": arguments.file, "format": arguments.format, "data_of": arguments.data}
     where["say"] = say
+    options = _options_of_tasks(arguments, "evaluate")
     against = build.evaluate_run(arguments.against, **where) if arguments.against else None
-    details = [
-        build.evaluate_run(folder, **where, against=against, scorers=arguments.scorer) for folder in arguments.runs
+    reports: list[Report] = []
+    for folder in arguments.runs:
+        reports.append(build.evaluate_run(folder, **where, against=against, options=options))
+        build.require_kind(reports[-1].task, folder, reports[0])
+    task = reports[0].task
+    shown = [*reports, against] if against and arguments.against not in arguments.runs else reports
+    rows = [
+        {"run": str(report.subject.run), "split": report.subject.place, **_averaged(task, report.figures)}
+        for report in shown
     ]
-    shown = [*details, against] if against and arguments.against not in arguments.runs else details
-    rows = [{"run": str(report.folder), "split": report.place, **_averaged(report.figures)} for report in shown]
     if arguments.record:
         if arguments.file:
             raise RunError("--record: a figure must be of the run's own data, but --file names another. Leave one out.")
-        build.record_figure(details[0], arguments.record, arguments.variant, say)
+        build.record_figure(reports[0], arguments.record, arguments.variant, say)
         say(f"{arguments.record}: written")
     if arguments.json:
-        for report in details:
+        for report in reports:
             answer(json.dumps(report.to_json(), ensure_ascii=False) + "\n")
     else:
         answer(results_table(rows) + "\n")
-        for report in details:
+        for report in reports:
             for line in report.remarks():
                 answer(line + "\n")
         if against:
-            answer(f"\n{_differences(details, against)}\n")
-    if arguments.scorer and not arguments.json:
-        answer(f"\n{_scores(details)}\n")
-    if arguments.per_label:
-        for report in details:
-            answer(f"\n{results_table(report.per_label())}\n")
-    if arguments.errors:
-        for report in details:
-            which = ", first seed" if len(report.predicted) > 1 else ""
-            answer(f"\n{report.folder}, {report.place}{which}\n{report.error_report().render()}\n")
+            answer(f"\n{_differences(reports, against)}\n")
+    for block in task.details(reports, arguments):
+        answer(f"\n{block}\n")
     return 0
 
 
-def _scores(reports: Sequence[build.RunReport]) -> str:
-    """Each run under each scorer, the share of its legal tag sequences, and who counts so."""
-    rows = [
-        {
-            "run": str(report.folder),
-            "scorer": name,
-            **{figure: values[figure] for figure in ("precision", "recall", "f1", "macro_f1")},
-            "legal": report.legal,
-            "used by": values["used_by"],
-        }
-        for report in reports
-        for name, values in report.per_scorer().items()
-    ]
-    return results_table(rows)
-
-
-def _differences(reports: Sequence[build.RunReport], against: build.RunReport) -> str:
+def _differences(reports: Sequence[Report], against: Report) -> str:
     """How runs differ from one, and what has been tested."""
-    found = [(report.folder, report.against[1]) for report in reports if report.against]
+    task = against.task
+    found = [(report.subject.run, report.against[1]) for report in reports if report.against]
     rows = [
         {
             "run": str(folder),
-            "F1 difference": show_difference(comparison.difference),
+            f"{METRIC_NAMES.get(task.figure, task.figure)} difference": show_difference(comparison.difference),
             "95 % interval": show_interval(comparison.interval),
             "p": show_p(comparison.p),
         }
         for folder, comparison in found
     ]
-    seeds = len(against.predicted)
+    seeds = len(against.figures)
     means = f", means over {seeds} seeds" if seeds > 1 else ""
     return (
-        f"against {against.folder}, {len(against.documents)} sentences{means}\n{results_table(rows)}\n"
-        f"p: paired approximate randomisation over sentences, two-sided, {found[0][1].rounds} rounds; interval: paired "
-        "bootstrap over sentences. Both are of the models as trained; how much other seeds change, the spread over seeds says."
+        f"against {against.subject.run}, {len(against.subject.items)} {task.items}{means}\n{results_table(rows)}\n"
+        f"p: paired approximate randomisation over {task.items}, two-sided, {found[0][1].rounds} rounds; interval: paired "
+        f"bootstrap over {task.items}. Both are of the models as trained; how much other seeds change, the spread over seeds says."
     )
 
 
@@ -313,13 +280,7 @@ def predict(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="a run directory, or its model/")
     parser.add_argument("file", nargs="?", default="-", help="texts; - or nothing: standard input")
     parser.add_argument("--output", help="where to write; default: JSON lines to standard output")
-    parser.add_argument("--html", type=Path, help="also write a page that shows the entities in the texts")
-    parser.add_argument("--text-column", default="text", help="the column (or JSON key) that holds the text")
-    parser.add_argument(
-        "--lexicon", action="append", default=[], metavar="FILE",
-        help="a list of words that the model's lexicon gains for this call, a word a line; may be given several times",
-    )  # fmt: skip
-    parser.add_argument("--labels", help="only these of the model's labels take part, e.g. name,address; default: all")
+    _add_options_of_tasks(parser, "predict")
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N")
     arguments = parser.parse_args(argv)
     return _run(_predict, arguments, arguments.device)
@@ -327,55 +288,11 @@ def predict(argv: Sequence[str] | None = None) -> int:
 
 def _predict(arguments: argparse.Namespace) -> int:
     model = build.load(arguments.run, arguments.device)
-    if not isinstance(model, Tagger):
-        raise RunError(f"{arguments.run}: must hold a tagger, but holds {type(model).__name__}.")
+    task = task_of(type(model))
+    require_options(task, "predict", _options_of_tasks(arguments, "predict"), arguments.run)
     if arguments.file == "-" and num_ranks() > 1:
         raise RunError("standard input: must be a file where several ranks read it, but is a stream. Name a file.")
-    if arguments.labels is not None:
-        model.restrict(arguments.labels.split(","))
-    for name in arguments.lexicon:
-        if model.lexicon is None:
-            raise RunError(
-                f"--lexicon: the model must have a lexicon, but {arguments.run} holds {type(model).__name__}, which has none. "
-                "Leave it out."
-            )
-        new = model.lexicon.load(name)
-        say(f"{name}: {new:,} words more in the lexicon, {len(model.lexicon):,} in all")
-    refused = 0
-    with ExitStack() as open_files:
-        rows = open_files.enter_context(read_rows(arguments.file, text_column=arguments.text_column))
-        if rank():  # works for the first one, which writes
-            return 1 if sum(entities is None for _, entities in _tagged(model, rows)) else 0
-        writer = open_files.enter_context(open_writer(arguments.output, rows))
-        if arguments.html:
-            _refuse_same(arguments.html, arguments.file, arguments.output)
-        title = "standard input" if arguments.file == "-" else str(arguments.file)
-        page = open_files.enter_context(HTMLPage(arguments.html, title=title)) if arguments.html else None
-        for row, entities in _tagged(model, rows):
-            refused += entities is None
-            writer.write(row, entities)
-            if page:
-                page.write(row.text, entities or (), error=row.error)
+    refused = task.predict(model, arguments, say)
     if refused:
         say(f"{refused} of the texts could not be read: see the field `error` of each")
     return 1 if refused else 0
-
-
-def _refuse_same(page: Path, *others: str | None) -> None:
-    for other in others:
-        if other not in (None, "-") and page.resolve() == Path(str(other)).resolve():
-            raise DataError(f"--html: the page must be another file than {other}, but is the same. Name another one.")
-
-
-def _tagged(model: Tagger, rows: Iterator[Row]) -> Iterator[tuple[Row, tuple[Entity, ...] | None]]:
-    """Each row with its entities, in order: every rank tags its part, and all get the whole."""
-    chunks = in_chunks(rows, lambda row: len(row.text or ""))
-    while group := list(itertools.islice(chunks, num_ranks())):
-        found = merge(gather_objects([_entities(model, chunk) for chunk in share(group)]))
-        for chunk, entities in zip(group, found, strict=True):
-            yield from zip(chunk, entities, strict=True)
-
-
-def _entities(model: Tagger, rows: Sequence[Row]) -> list[tuple[Entity, ...] | None]:
-    good = iter(model.predict_stream(row.text for row in rows if row.text is not None))
-    return [None if row.text is None else next(good).entities for row in rows]

@@ -2,7 +2,7 @@
 
 All is built as training builds it, so what training would refuse is refused. Two steps are trained: the one over the most
 characters, which shows the memory that is needed and compiles what has to be compiled, and one of median length, a few times,
-which shows the speed. Seconds are carried over to all steps by their padded characters, and to the evaluations by sentences.
+which shows the speed. Seconds are carried over to all steps by their padded characters, and to the evaluations by items.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from typing import Any
 import torch
 
 from hanzoo import build
-from hanzoo.data.catalogue import TaggingData
-from hanzoo.data.document import Document
 from hanzoo.evaluation.report import results_table
 from hanzoo.models.model import Model
 from hanzoo.recipe import Recipe
@@ -32,12 +30,12 @@ from hanzoo.training.progress import peak_gigabytes
 from hanzoo.training.trainer import Trainer
 
 TIMED_STEPS = 5  # of the one of median length: the first ones are slower
-DEV_SENTENCES = 128  # that are tagged
+DEV_ITEMS = 128  # that are evaluated
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the two steps and a few sentences of dev showed.
+    """What the two steps and a few items of dev showed.
 
     Attributes:
         longest: padded characters of the longest step, of all ranks.
@@ -88,8 +86,7 @@ def dry_run(recipe: Recipe, *, run: Path, seeds: Sequence[int] = (), say: Callab
     optimizer = recipe.train.optimizer
     blocks = [
         head if num_ranks() == 1 else f"{head}, {num_ranks()} ranks",
-        results_table(list(_sentences(training.data))),
-        results_table(list(_labels(training.data))),
+        *map(results_table, training.task.tables(training.data)),
         results_table(list(_parameters(training.model))),
         "\n".join(describe_groups(parameter_groups(training.model, optimizer), optimizer.learning_rate)),
         "\n".join(_plan(recipe, training.trainer, estimate, max(1, len(seeds)))),
@@ -114,8 +111,8 @@ def _estimate(training: build.Training) -> Estimate:
     trainer.rehearse(next(window for window in _windows(trainer) if characters(window) == longest))
     usual = next(window for window in _windows(trainer) if characters(window) == median)
     seconds = statistics.median(trainer.rehearse(usual) for _ in range(TIMED_STEPS))
-    few = data.dev[:: max(1, len(data.dev) // DEV_SENTENCES)]
-    evaluate = build.dev_evaluation(training.model, replace(data, dev=few))
+    few = data.dev[:: max(1, len(data.dev) // DEV_ITEMS)]
+    evaluate = training.task.dev_evaluation(training.model, few, data)
     evaluate(training.model)  # compiles
     started = time.monotonic()
     evaluate(training.model)
@@ -123,33 +120,6 @@ def _estimate(training: build.Training) -> Estimate:
     total = seconds / median * sum(costs) + evaluation * trainer.settings.epochs
     cuda = torch.cuda.max_memory_allocated(trainer.device) / 1e9 if trainer.device.type == "cuda" else None
     return Estimate(longest, seconds, total / 60, peak_gigabytes(), cuda)
-
-
-def _splits(data: TaggingData) -> dict[str, tuple[Document, ...]]:
-    return {"train": data.train, "dev": data.dev} | ({"test": data.test} if data.test else {})
-
-
-def _sentences(data: TaggingData) -> Iterator[Mapping[str, Any]]:
-    for split, documents in _splits(data).items():
-        lengths = sorted(len(document.text) for document in documents)
-        yield {
-            "split": split,
-            "sentences": len(lengths),
-            "characters": sum(lengths),
-            "median length": statistics.median_low(lengths),
-            "95 %": lengths[(len(lengths) - 1) * 95 // 100],
-            "longest": lengths[-1],
-            "entities": sum(len(document.spans) for document in documents),
-        }
-
-
-def _labels(data: TaggingData) -> Iterator[Mapping[str, Any]]:
-    counts = {
-        split: Counter(span.label for document in documents for span in document.spans)
-        for split, documents in _splits(data).items()
-    }
-    for label in data.labels:
-        yield {"label": label} | {split: counts[split][label] for split in counts}
 
 
 def _parameters(model: Model) -> Iterator[Mapping[str, Any]]:
@@ -175,7 +145,8 @@ def _plan(recipe: Recipe, trainer: Trainer, estimate: Estimate, num_runs: int) -
         else f" ({settings.accumulation} micro-batches of {settings.batch_size} on {num_ranks()} ranks)"
     )
     yield (
-        f"{settings.epochs} epochs, {trainer.num_steps} steps of at most {parts * settings.batch_size} sentences{cut}{patience}"
+        f"{settings.epochs} epochs, {trainer.num_steps} steps of at most {parts * settings.batch_size} {recipe.task.items}"
+        f"{cut}{patience}"
     )
     of_gpu = "" if estimate.cuda_gb is None else f", {estimate.cuda_gb:.2f} GB of the GPU"
     yield f"memory: {estimate.peak_gb:.2f} GB{of_gpu} in the longest step ({estimate.longest} characters with padding)"

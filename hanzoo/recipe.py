@@ -1,7 +1,8 @@
 """Recipes: one strict YAML file says all of a training.
 
 Sections: `data`, `model`, `train`, `distillation` (optional), `evaluate`; `include: other.yaml` takes what recipes share. All
-mistakes of a recipe are gathered and shown at once, each with the nearest known key.
+mistakes of a recipe are gathered and shown at once, each with the nearest known key. What `data` and `evaluate` hold follows from
+the model: it is of a task (`hanzoo.tasks`).
 """
 
 from __future__ import annotations
@@ -11,68 +12,22 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError, field_validator
+from pydantic import BaseModel, ValidationError
 
-from hanzoo.data.files import expanded
 from hanzoo.errors import RecipeError, nearest
 from hanzoo.models.model import Settings, model_class, model_names
+from hanzoo.tasks.catalogue import TASKS, task_of
+from hanzoo.tasks.task import DataSettings, EvaluateSettings, Task
 from hanzoo.training.distillation import DistillationSettings
 from hanzoo.training.optimizers import scaled_rate
 from hanzoo.training.trainer import TrainSettings
 from hanzoo.training.trick import conflicts, trick_class, trick_names
 
 S = TypeVar("S", bound=Settings)
-SOURCES = ("data.name", "data.path", "data.train", "data.hub")
 SECTIONS = ("data", "model", "train", "distillation", "evaluate")
-OWN_FILES = ("path", "train", "dev", "test")
-
-
-class DataSettings(Settings):
-    """The `data` section: a data set by name, files of one's own, or a data set of the hub.
-
-    On the command line a new source (name, path, train or hub) takes the place of the recipe's whole section.
-
-    Attributes:
-        name: cluener, msra, weibo, resume, or bundled (the corpus that comes with hanzoo).
-        view: of weibo: nam or nom; empty = all.
-        path: one file of one's own; dev is 10 % of it by a fixed hash. `~` is put in full, here and in the next three.
-        train: files of one's own, split already; with them
-        dev: and
-        test: (optional).
-        hub: ORG/NAME for Hugging Face `datasets`; with `name`, what its counts are held against.
-        format: of one's own files: cluener, columns, weibo, spans; None = recognised.
-        dev_from_train: hold out 10 % of train for selection; the official dev is then only reported on.
-    """
-
-    name: str | None = None
-    view: str = ""
-    path: str | None = None
-    train: str | None = None
-    dev: str | None = None
-    test: str | None = None
-    hub: str | None = None
-    format: str | None = None
-    dev_from_train: bool = False
-
-    @field_validator(*OWN_FILES)
-    @classmethod
-    def _with_home(cls, path: str | None) -> str | None:
-        return str(expanded(path)) if path is not None and path.startswith("~") else path
-
-
-class EvaluateSettings(Settings):
-    """The `evaluate` section.
-
-    Attributes:
-        metric: what selects the best epoch on dev.
-        calibrate: fit a temperature on half of dev, state the calibration error on the other half.
-    """
-
-    metric: Literal["f1", "macro_f1", "official_macro_f1"] = "f1"
-    calibrate: bool = True
 
 
 class StepSize(NamedTuple):
@@ -121,6 +76,11 @@ class Recipe:
     file_step: StepSize | None = None
     overridden: frozenset[str] = frozenset()
 
+    @property
+    def task(self) -> Task:
+        """What the model is trained on and judged by."""
+        return task_of(model_class(self.model_name))
+
     def to_dict(self) -> dict[str, Any]:
         """All settings, defaults included, as plain values."""
         train = self.train.model_dump(mode="json")
@@ -138,10 +98,8 @@ class Recipe:
 
     def located(self) -> Recipe:
         """The same recipe with absolute paths to files and runs of one's own, so that a run finds them from any folder."""
-        given = {key: getattr(self.data, key) for key in OWN_FILES}
-        places = {key: str(Path(path).absolute()) for key, path in given.items() if path is not None}
         distillation = None if self.distillation is None else self.distillation.located()
-        return replace(self, data=self.data.model_copy(update=places), distillation=distillation)
+        return replace(self, data=self.data.located(), distillation=distillation)
 
     def with_seed(self, seed: int) -> Recipe:
         values = self.to_dict()
@@ -224,7 +182,8 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: with every mistake.
     """
     name, place, values = _read(recipe, ())
-    if any(override.partition("=")[0] in SOURCES for override in overrides):
+    sources = {f"data.{source}" for task in TASKS for source in task.data_settings.sources}
+    if any(override.partition("=")[0] in sources for override in overrides):
         # another source on the command line takes the place of the recipe's, with all that belongs to it
         values["data"] = {}
     file_step = _step_of_file(values.get("train"))
@@ -331,18 +290,14 @@ def check_recipe(values: Mapping[str, Any], *, name: str, place: str) -> Recipe:
             section = {}
         sections[key] = dict(section)
 
-    data = _check(DataSettings, sections["data"], "data", mistakes)
-    if data is not None:
-        given = [key for key in ("name", "path", "train", "hub") if getattr(data, key) is not None]
-        if len(given) != 1 and given != ["name", "hub"]:
-            mistakes.append(
-                f"data must have exactly one of name, path, train, hub, but has {', '.join(given) or 'none'}. "
-                "Name a data set (data.name=cluener) or a file of your own (data.path=my.jsonl)."
-            )
     model_name = sections["model"].pop("name", None)
+    cls = model_class(model_name) if model_name in model_names() else None
+    # an unknown model leaves its task open: it is taken for one of the first, so that the rest is checked all the same
+    task = TASKS[0] if cls is None else task_of(cls)
+    data = _check(task.data_settings, sections["data"], "data", mistakes)
     model = None
-    if model_name in model_names():
-        model = _check(model_class(model_name).Config, sections["model"], "model", mistakes)
+    if cls is not None:
+        model = _check(cls.Config, sections["model"], "model", mistakes)
     else:
         known = model_names()
         mistakes.append(
@@ -370,7 +325,7 @@ def check_recipe(values: Mapping[str, Any], *, name: str, place: str) -> Recipe:
     distillation = None
     if values.get("distillation") is not None:
         distillation = _check(DistillationSettings, sections["distillation"], "distillation", mistakes)
-    evaluate = _check(EvaluateSettings, sections["evaluate"], "evaluate", mistakes)
+    evaluate = _check(task.evaluate_settings, sections["evaluate"], "evaluate", mistakes)
     if mistakes:
         raise RecipeError("\n".join(f"{place}: {mistake}" for mistake in mistakes))
     assert data is not None
@@ -408,6 +363,8 @@ def _describe(settings: type[BaseModel], where: str, error: ValidationError) -> 
                 yield f"{path}.name must be one of {', '.join(choices)}, but is {given!r}.{nearest(given, choices)}"
             else:
                 yield f"{path}: must be a section, but is {item['input']!r}."
+        elif item["type"] == "section":  # of a validator of ours, for the section as a whole
+            yield f"{path} {item['msg']}"
         elif item["type"] == "value_error":  # of a validator of ours: it begins with the setting's name, and says all
             yield f"{path}.{item['ctx']['error']}"
         else:

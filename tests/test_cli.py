@@ -34,6 +34,7 @@ from hanzoo.models.layers.character_tables import CharacterBatch
 from hanzoo.models.model import Tagger
 from hanzoo.recipe import bundled_recipes
 from hanzoo.recipes.figures import read_results
+from hanzoo.tasks import tagging_report
 from hanzoo.training.trainer import Trainer
 from tests import tiny
 from tests.fixtures import (
@@ -404,14 +405,14 @@ def test_scorers_of_a_model_that_says_spans_without_tags(
 
     def predict(model: Tagger, documents: Sequence[Document]) -> Predictions:
         with monkeypatch.context() as patch:
-            patch.setattr(model, "featurize", build.load_tagger(run).featurize)
+            patch.setattr(model, "featurize", build.load(run).featurize)
             patch.setattr(model, "tag_set", None)
             return with_tags(model, documents)
 
     overlapping: list[Span] = []
-    with_tags = build.predict
+    with_tags = tagging_report.predict
     monkeypatch.setattr(BiLSTMCRF, "decode", spans)
-    monkeypatch.setattr(build, "predict", predict)
+    monkeypatch.setattr(tagging_report, "predict", predict)
     told = hanzoo.evaluate(run, scorers=ALL_SCORERS.split(","))
     assert "legal" not in told
     found = [values["true_positives"] + values["false_positives"] for values in told["scorers"].values()]

@@ -432,7 +432,7 @@ def test_the_tour_leads_through_the_house() -> None:
     wanted = {f"{path.parent.name}/" for path in ROOT.glob("*/__init__.py")} - {"hanzoo/"} | {"tests/", "benchmarks/"}
     wanted |= {  # models, tricks and readers are found by their names and need no line
         path.relative_to(ROOT).as_posix()
-        for folder in ("hanzoo", "data", "training", "evaluation", "recipes")
+        for folder in ("hanzoo", "data", "training", "evaluation", "tasks", "recipes")
         for path in (ROOT / folder).glob("*.py")
         if path.name not in ("__init__.py", "start.py")
     }

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from hanzoo import build, cli
+from hanzoo import cli
 from hanzoo.data.batching import plan_epoch
 from hanzoo.data.randomness import generator
 from hanzoo.dry_run import dry_run
 from hanzoo.errors import RecipeError, RunError
 from hanzoo.models.model import load_model
 from hanzoo.recipe import load_recipe
+from hanzoo.tasks.tagging import Tagging
 from hanzoo.training.trainer import Trainer
 from tests.fixtures import contents, corpus, recipe_of, write_corpus, write_recipe
 
@@ -77,15 +78,15 @@ def test_minutes_are_those_of_all_steps_and_evaluations(
 
     clock = [0.0]
 
-    def evaluation(model: Any, data: Any) -> Callable[[Any], None]:
+    def evaluation(task: Tagging, model: Any, items: Any, data: Any) -> Callable[[Any], None]:
         def evaluate(_: Any) -> None:
-            clock[0] += 60.0 * len(data.dev)
+            clock[0] += 60.0 * len(items)
 
         return evaluate
 
     monkeypatch.setattr(Trainer, "rehearse", rehearse)
-    monkeypatch.setattr(build, "dev_evaluation", evaluation)
-    monkeypatch.setattr("hanzoo.dry_run.DEV_SENTENCES", 10)
+    monkeypatch.setattr(Tagging, "dev_evaluation", evaluation)
+    monkeypatch.setattr("hanzoo.dry_run.DEV_ITEMS", 10)
     monkeypatch.setattr("hanzoo.dry_run.time.monotonic", lambda: clock[0])
     text = dry_run(load_recipe(recipe), run=tmp_path / "run", seeds=[5, 7], say=lambda line: None)
     costs = [

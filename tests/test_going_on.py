@@ -69,7 +69,7 @@ def f1(run: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[s
 def test_both_label_sets_are_known_and_each_data_set_has_its_own(
     run: Path, old: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = build.load_tagger(run)
+    model = build.load(run)
     assert model.labels == ("company", "name", "city")
     here = f1(run, capsys)
     assert {each["label"] for each in here["per_label"]} == {"city"}
@@ -108,7 +108,7 @@ def test_without_anything_to_hold_it_the_old_is_forgotten(old: Path, recipe: Pat
     documents = build.load_data(build.read_recipe(old)).dev
 
     def loss(folder: Path) -> float:
-        model = build.load_tagger(folder)
+        model = build.load(folder)
         model.restrict(["name", "company"])
         batch = model.collate([model.featurize(document) for document in documents])
         return float(model.losses(model(batch), batch)["crf"].mean())
@@ -186,7 +186,7 @@ def test_data_without_a_label_of_the_model_is_refused(
 
 
 def test_the_loss_on_new_data_says_nothing_of_old_entities(old: Path) -> None:
-    previous = build.load_tagger(old)
+    previous = build.load(old)
     (text,) = (document for document in corpus(1) if document.spans)
     item = Document(text.text, (Span(0, 1, "city"),))
     data = build.load_data(build.read_recipe(old))

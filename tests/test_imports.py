@@ -30,7 +30,7 @@ def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> subproces
 
 
 def test_the_folders_are_those_of_the_house() -> None:
-    assert MAPPED == ["data", "evaluation", "models", "recipes", "training"]
+    assert MAPPED == ["data", "evaluation", "models", "recipes", "tasks", "training"]
 
 
 @pytest.mark.parametrize("folder", MAPPED)

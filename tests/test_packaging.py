@@ -132,7 +132,7 @@ def test_source_archive_holds_the_project(tree: Path, archives: tuple[Path, Path
         held = {name.partition("/")[2] for name in archive.getnames()}
     wanted = {
         path.relative_to(tree).as_posix()
-        for folder in ("data", "evaluation", "models", "recipes", "tests", "training")
+        for folder in ("data", "evaluation", "models", "recipes", "tasks", "tests", "training")
         for path in (tree / folder).rglob("*")
         if path.is_file()
     }

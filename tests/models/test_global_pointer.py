@@ -358,14 +358,16 @@ def test_nested_entities_from_the_file_to_the_figures(nested: Callable[[str], Pa
     assert figures["f1"] == 1.0
     assert report.legal is None
     assert "legal" not in report.to_json() or report.to_json()["legal"] is None
-    (found,) = build.load_tagger(run).predict([NESTED_LINES[0]["text"]])  # type: ignore[list-item]
+    (found,) = build.load(run).predict([NESTED_LINES[0]["text"]])  # type: ignore[list-item]
     assert [(entity.start, entity.end, entity.label, entity.text) for entity in found.entities] == [
         (0, 4, "org", "云山银行"), (0, 8, "org", "云山银行上海分行"), (4, 6, "loc", "上海"),
     ]  # fmt: skip
     with pytest.raises(RunError, match="scorer seqeval: predictions must not overlap"):
-        build.evaluate_run(run, split="dev", scorers=["seqeval"])
+        build.evaluate_run(run, split="dev", options={"--scorer": ["seqeval"]})
 
-    flat = build.evaluate_run(nested("name: bilstm_crf, dimension: 8, hidden: 12"), split="dev", scorers=["seqeval"])
+    flat = build.evaluate_run(
+        nested("name: bilstm_crf, dimension: 8, hidden: 12"), split="dev", options={"--scorer": ["seqeval"]}
+    )
     # it was trained on the outer entities alone; the inner ones are gold all the same, and missed
     assert flat.figures[0]["num_gold"] == 8
     assert flat.figures[0]["recall"] == 0.5
