@@ -138,7 +138,7 @@ class LineFitting(Task):
         return {"fitted": len(items)}
 
     def figures(self, model: Any, items: Sequence[Any], data: Points) -> dict[str, Any]:
-        return {"nearness": 1 / (1 + abs(float(model.slope) - data.slope))}
+        return {"nearness": 1 / (1 + abs(model.slope.item() - data.slope))}
 
     def card(self, results: Mapping[str, Any], recipe: Mapping[str, Any], run: str) -> str:
         return "a line\n"
@@ -158,7 +158,7 @@ class LineFitting(Task):
         raise NotImplementedError
 
     def predict(self, model: Any, arguments: argparse.Namespace, say: Say) -> int:
-        say(f"the slope is {float(model.slope):.1f}")
+        say(f"the slope is {model.slope.item():.1f}")
         return 0
 
 
