@@ -1,11 +1,13 @@
-"""Texts in and tagged texts out, in order and in constant memory: what `predict.py` reads and writes.
+"""Texts in and what was found in them out, in order and in constant memory: what `predict.py` reads and writes.
 
-Read: `.txt` and standard input (one text a line), `.jsonl` / `.json` (one object a line), `.csv` (with a header), each also
-as `.gz`, and `.parquet`. A line or record that cannot be tagged never ends the run: it becomes a `Row` with an `error`.
+Read: `.txt` and standard input (one text a line), `.jsonl` / `.json` (one object a line), `.csv` and `.tsv` (with a header; tsv
+knows no quotes), each also as `.gz`, and `.parquet`. A line or record that cannot be read never ends the run: it becomes a `Row`
+with an `error`.
 
 Written: JSON lines, one object a text, `{"text": ..., "entities": [...]}` or `{"text": ..., "error": "..."}`, with the keys
-of the input record kept. A csv file stays csv and a parquet file stays parquet, where the output is a file: they gain the
-columns `entities` (in csv: the same JSON) and `error`. A column of these two names that was there before is replaced.
+of the input record kept. A csv, tsv or parquet file stays one, where the output is a file: they gain the columns `entities` (in
+csv and tsv: the same JSON) and `error`. A column of these two names that was there before is replaced. What else than entities can
+be found, `Additions` says.
 What is written is always valid UTF-8: a lone surrogate, which only JSON can carry, goes out as the escape it came in as.
 
 A named file that is empty is an error, like one that is missing; empty standard input is no rows.
@@ -19,6 +21,7 @@ import csv
 import datetime
 import gzip
 import io
+import itertools
 import json
 import math
 import os
@@ -26,26 +29,27 @@ import re
 import sys
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal, Self, cast
+from typing import IO, Any, Generic, Literal, Self, TypeVar, cast
 
 from hanzoo.data.document import Entity
 from hanzoo.data.files import AtomicFile, storage_errors
 from hanzoo.errors import DataError, StorageError
 
-Format = Literal["txt", "jsonl", "csv", "parquet"]
+Format = Literal["txt", "jsonl", "csv", "tsv", "parquet"]
 
 SUFFIXES: Mapping[str, Format] = {
     ".txt": "txt",
     ".jsonl": "jsonl",
     ".json": "jsonl",  # CLUENER's own files: JSON lines by the name of .json
     ".csv": "csv",
+    ".tsv": "tsv",
     ".parquet": "parquet",
 }
-ADDED_COLUMNS = ("entities", "error")
+ERROR = "error"  # the column that says why a row was refused
 
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 _BOM = b"\xef\xbb\xbf"
@@ -78,7 +82,7 @@ class RowReader(Iterator[Row]):
         path: the file, or None for standard input.
         format: how the input is written.
         text_column: the name under which the text stands in each row's `columns`.
-        header: the columns known beforehand (txt, csv, parquet); None for JSON lines, where each record has its own.
+        header: the columns known beforehand (txt, csv, tsv, parquet); None for JSON lines, where each record has its own.
         schema: the pyarrow schema of a parquet file, else None.
         has_bom: whether a csv file starts with a byte order mark, as Excel writes and needs it.
     """
@@ -123,55 +127,98 @@ class RowReader(Iterator[Row]):
         self.close()
 
 
-def read_rows(path: str | Path | None, *, text_column: str = "text") -> RowReader:
+def read_rows(
+    path: str | Path | None,
+    *,
+    text_column: str | Sequence[str] = "text",
+    option: str = "--text-column",
+    format: Format | None = None,
+    header: Sequence[str] | Literal["counted"] | None = None,
+) -> RowReader:
     """Open an input and return its rows, to be iterated once; what is wrong with the file as a whole is raised here.
 
     txt, standard input: one text a line, split at "\\n" only, one "\\r" before it dropped; a blank line is the text "".
     jsonl: one object a line, the text under `text_column`; blank lines are skipped.
     csv: RFC 4180 with a header; blank lines are skipped. Raises the `csv` module's field limit for the whole process.
+    tsv: fields between tabs, a `"` is a character like any other; with a header; blank lines are skipped.
     parquet: any table with a column of strings.
 
     Args:
         path: the file; None or "-" for standard input.
-        text_column: the column (jsonl: the key) that holds the text. Without meaning for txt and standard input.
+        text_column: the column (jsonl: the key) that holds the text, or several names, of which the first that is there does.
+            Without meaning for txt.
+        option: what says on the command line which column that is, for errors.
+        format: how the input is written; None = as the suffix says, and standard input one text a line.
+        header: the columns of a tsv input whose first line names none; "counted": as many as its first line has, by number from 1.
 
     Raises:
         DataError: the file is missing, empty, unreadable, of an unknown suffix, or has no such column. While iterating:
             the file cannot be read to its end (a disk error, a truncated .gz).
     """
+    wanted = _Wanted((text_column,) if isinstance(text_column, str) else tuple(text_column), option)
     if path is None or str(path) == "-":
         if sys.stdin is None:
             raise DataError("standard input: must be open, but is closed. Name a file, or pipe texts in.")
-        lines = sys.stdin.buffer
-        return RowReader(
-            _txt_rows(lines, _name(None)), _nothing, path=None, format="txt", text_column="text", header=("text",)
-        )
+        if format == "parquet":
+            raise DataError("standard input: must be lines, but is parquet. Name a file.")
+        # A BufferedReader has `peek`; what a test or a notebook puts in its place may lack it.
+        return _open_lines(None, sys.stdin.buffer, format or "txt", wanted, header)  # type: ignore[arg-type]
     path = Path(path)
     name = _name(path)
-    format = _format_of(path)
-    if format is None:
+    found = format or _format_of(path)
+    if found is None:
         raise DataError(
-            f"{name}: the suffix must be one of {', '.join(SUFFIXES)} (or .txt.gz, .jsonl.gz, .csv.gz), but is "
+            f"{name}: the suffix must be one of {', '.join(SUFFIXES)} (or .txt.gz, .jsonl.gz, .csv.gz, .tsv.gz), but is "
             f"{path.suffix!r}. Rename the file, or pipe it through standard input as one text a line."
         )
     with _reading(name):
-        if format == "parquet":
-            return _open_parquet(path, name, text_column)
+        if found == "parquet":
+            return _open_parquet(path, name, wanted)
         stream = _open_bytes(path)
         try:
-            start = stream.peek(len(_BOM))[: len(_BOM)]
-            if not start:
+            if not stream.peek(1):
                 raise DataError(f"{name}: the file must hold texts, but is empty. Check how it was made.")
-            if format == "csv":
-                return _open_csv(path, stream, name, text_column, has_bom=start == _BOM)
+            return _open_lines(path, stream, found, wanted, header)
         except BaseException:
             stream.close()
             raise
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """The column of the text.
+
+    Attributes:
+        names: it may have.
+        option: what says which it is.
+    """
+
+    names: tuple[str, ...]
+    option: str
+
+    def among(self, present: Collection[str]) -> str:
+        """The first of the names that is present; where none is, the first."""
+        return next((name for name in self.names if name in present), self.names[0])
+
+
+def _open_lines(
+    path: Path | None,
+    stream: io.BufferedReader,
+    format: Format,
+    wanted: _Wanted,
+    header: Sequence[str] | Literal["counted"] | None,
+) -> RowReader:
+    name = _name(path)
+    close = _nothing if path is None else stream.close
+    if format == "csv":
+        return _open_csv(path, stream, name, wanted)
+    if format == "tsv":
+        return _open_tsv(path, stream, name, wanted, header)
     if format == "jsonl":
-        rows = _jsonl_rows(stream, name, text_column)
-        return RowReader(rows, stream.close, path=path, format=format, text_column=text_column, header=None)
+        rows = _jsonl_rows(stream, name, wanted)
+        return RowReader(rows, close, path=path, format=format, text_column=wanted.names[0], header=None)
     rows = _txt_rows(stream, name)
-    return RowReader(rows, stream.close, path=path, format=format, text_column="text", header=("text",))
+    return RowReader(rows, close, path=path, format=format, text_column="text", header=("text",))
 
 
 def _name(path: Path | None) -> str:
@@ -256,12 +303,12 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
-def _jsonl_rows(stream: IO[bytes], name: str, text_column: str) -> Iterator[Row]:
+def _jsonl_rows(stream: IO[bytes], name: str, wanted: _Wanted) -> Iterator[Row]:
     for number, line in _lines(stream):
         if not line.strip():
             continue
         place = f"{name}:{number}"
-        nothing = {text_column: None}
+        nothing = {wanted.names[0]: None}
         try:
             record = json.loads(line.decode("utf-8"), parse_float=_finite, parse_constant=_no_constant)
         except UnicodeDecodeError as error:
@@ -280,6 +327,7 @@ def _jsonl_rows(stream: IO[bytes], name: str, text_column: str) -> Iterator[Row]
             message = f"{place}: a line must be one JSON object, but is {_clip(record)}. Fix the line."
             yield Row(None, message, nothing, place)
             continue
+        text_column = wanted.among(record)
         text = record.get(text_column)
         if isinstance(text, str):
             yield Row(text, None, record, place)
@@ -290,21 +338,26 @@ def _jsonl_rows(stream: IO[bytes], name: str, text_column: str) -> Iterator[Row]
             known = ", ".join(map(repr, record)) or "none"
             message = (
                 f"{place}: the object must have the key {text_column!r}, but its keys are {_clip_text(known)}. "
-                "Add it, or name the key of the text with --text-column."
+                f"Add it, or name the key of the text with {wanted.option}."
             )
-        yield Row(None, message, {**nothing, **record}, place)
+        yield Row(None, message, {text_column: None, **record}, place)
 
 
 def _clip_text(text: str, length: int = 200) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _column_error(name: str, text_column: str, columns: Sequence[str]) -> DataError:
-    known = _clip_text(", ".join(map(repr, columns)) or "none")
-    return DataError(
-        f"{name}: the file must have a column {text_column!r}, but its columns are {known}. "
-        "Name the column that holds the text with --text-column."
-    )
+def _column(name: str, wanted: _Wanted, columns: Sequence[str]) -> str:
+    """The column of the text. Raises DataError where a file has none, or a name twice."""
+    text_column = wanted.among(columns)
+    if text_column not in columns:
+        known = _clip_text(", ".join(map(repr, columns)) or "none")
+        raise DataError(
+            f"{name}: the file must have a column {text_column!r}, but its columns are {known}. "
+            f"Name the column that holds the text with {wanted.option}."
+        )
+    _check_unique(name, columns)
+    return text_column
 
 
 def _check_unique(name: str, columns: Sequence[str]) -> None:
@@ -313,7 +366,8 @@ def _check_unique(name: str, columns: Sequence[str]) -> None:
             raise DataError(f"{name}: column names must be unique, but {column!r} comes twice. Rename one of them.")
 
 
-def _open_csv(path: Path, stream: io.BufferedReader, name: str, text_column: str, *, has_bom: bool) -> RowReader:
+def _open_csv(path: Path | None, stream: io.BufferedReader, name: str, wanted: _Wanted) -> RowReader:
+    has_bom = path is not None and stream.peek(len(_BOM))[: len(_BOM)] == _BOM
     if csv.field_size_limit() < _LARGEST_CSV_FIELD:
         csv.field_size_limit(_LARGEST_CSV_FIELD)
     # Bytes that are not UTF-8 come through as lone surrogates, so that one bad record does not end the run.
@@ -325,15 +379,13 @@ def _open_csv(path: Path, stream: io.BufferedReader, name: str, text_column: str
     except csv.Error as error:
         raise DataError(f"{name}:1: the header must be a line of csv, but is not ({error}). Fix the line.") from error
     damaged = _first_escaped_byte("".join(header))
-    if damaged is not None and text_column not in header:
+    if damaged is not None and wanted.among(header) not in header:
         raise DataError(_not_utf8(f"{name}:1", "the header", damaged))
     header = [_show_bytes(column) for column in header]
-    if text_column not in header:
-        raise _column_error(name, text_column, header)
-    _check_unique(name, header)
+    text_column = _column(name, wanted, header)
     return RowReader(
         _csv_rows(records, name, text_column, tuple(header)),
-        text.close,
+        _nothing if path is None else text.close,
         path=path,
         format="csv",
         text_column=text_column,
@@ -382,6 +434,55 @@ def _csv_rows(records: Any, name: str, text_column: str, header: tuple[str, ...]
             yield Row(columns[text_column], None, columns, place)
 
 
+def _open_tsv(
+    path: Path | None,
+    stream: IO[bytes],
+    name: str,
+    wanted: _Wanted,
+    header: Sequence[str] | Literal["counted"] | None,
+) -> RowReader:
+    lines = _lines(stream)
+    if header is None or header == "counted":
+        number, first = next(lines, (1, b""))
+        try:
+            fields = first.decode("utf-8").split("\t")
+        except UnicodeDecodeError as error:
+            raise DataError(_not_utf8(f"{name}:1", "the header", first[error.start])) from error
+        if header is None:
+            header = fields
+        else:
+            header = [str(column) for column in range(1, len(fields) + 1)]
+            lines = itertools.chain([(number, first)], lines)
+    text_column = _column(name, wanted, header)
+    close = _nothing if path is None else stream.close
+    rows = _tsv_rows(lines, name, text_column, tuple(header))
+    return RowReader(rows, close, path=path, format="tsv", text_column=text_column, header=tuple(header))
+
+
+def _tsv_rows(
+    lines: Iterator[tuple[int, bytes]], name: str, text_column: str, header: tuple[str, ...]
+) -> Iterator[Row]:
+    for number, line in lines:
+        if not line.strip() and b"\t" not in line:
+            continue
+        place = f"{name}:{number}"
+        try:
+            fields = line.decode("utf-8").split("\t")
+        except UnicodeDecodeError as error:
+            yield Row(None, _not_utf8(place, "a line", line[error.start]), {text_column: None}, place)
+            continue
+        columns: dict[str, str | None] = {text_column: None} if len(fields) < len(header) else {}
+        columns.update(zip(header, fields, strict=False))
+        if len(fields) == len(header):
+            yield Row(columns[text_column], None, columns, place)
+            continue
+        message = (
+            f"{place}: a line must hold {len(header)} fields ({_clip_text(', '.join(header))}) between tabs, "
+            f"but holds {len(fields)}: {_clip(fields)}. Fix the line."
+        )
+        yield Row(None, message, columns, place)
+
+
 class ParquetRecord(Mapping[str, Any]):
     """One row of a parquet file: values are converted when asked for, and written back with their types untouched."""
 
@@ -425,7 +526,7 @@ def _json_value(value: Any) -> Any:
     return str(value)
 
 
-def _open_parquet(path: Path, name: str, text_column: str) -> RowReader:
+def _open_parquet(path: Path, name: str, wanted: _Wanted) -> RowReader:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -438,15 +539,13 @@ def _open_parquet(path: Path, name: str, text_column: str) -> RowReader:
         raise DataError(f"{name}: the file must be parquet, but is not ({error}). Check the file.") from error
     try:
         schema = file.schema_arrow
-        if text_column not in schema.names:
-            raise _column_error(name, text_column, schema.names)
-        _check_unique(name, schema.names)
+        text_column = _column(name, wanted, schema.names)
         kind = schema.field(text_column).type
         values = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not (pa.types.is_string(values) or pa.types.is_large_string(values) or pa.types.is_string_view(values)):
             raise DataError(
                 f"{name}: the column {text_column!r} must hold strings, but holds {kind}. "
-                "Name another column with --text-column, or convert this one."
+                f"Name another column with {wanted.option}, or convert this one."
             )
     except BaseException:
         file.close()
@@ -493,7 +592,48 @@ def _parquet_rows(file: Any, name: str, text_column: str) -> Iterator[Row]:
                 yield Row(text, None, record, place)
 
 
-class RowWriter(ABC):
+F = TypeVar("F")
+
+
+@dataclass(frozen=True)
+class Additions(Generic[F]):
+    """What a row gains by what was found in it.
+
+    Attributes:
+        columns: the names of what is added, in order.
+        record: from what was found to JSON values by column; a column may be left out.
+        arrow: the types of the columns, as pyarrow has them, by name.
+    """
+
+    columns: tuple[str, ...]
+    record: Callable[[F], Mapping[str, Any]]
+    arrow: Callable[[], Mapping[str, Any]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All columns that a file gains."""
+        return (*self.columns, ERROR)
+
+    def cells(self, row: Row, found: F | None) -> list[Any]:
+        """A value for each of `names`, None where there is none; for tables of text: lists as JSON."""
+        record = {} if found is None else self.record(found)
+        values = (record.get(column) for column in self.columns)
+        shown = (
+            json.dumps(value, ensure_ascii=False, allow_nan=False) if isinstance(value, (list, bool)) else value
+            for value in values
+        )
+        return [*shown, row.error]
+
+    def merged(self, row: Row, found: F | None) -> dict[str, Any]:
+        """The record as given, and what was found or what is wrong."""
+        record = {key: value for key, value in row.columns.items() if key not in self.names}
+        if row.error is not None:
+            return record | {ERROR: row.error}
+        assert found is not None
+        return record | dict(self.record(found))
+
+
+class RowWriter(ABC, Generic[F]):
     """Writes what was found, row by row, in the order given; a context manager.
 
     Where the `with` block ends without an error the output is complete; where it raises, an output file is left as it was
@@ -501,19 +641,19 @@ class RowWriter(ABC):
 
     """
 
-    def write(self, row: Row, entities: Sequence[Entity] | None) -> None:
-        """Write one row with its entities; `entities` is not looked at (None will do) where the row has an error.
+    def write(self, row: Row, found: F | None) -> None:
+        """Write one row with what was found; `found` is not looked at (None will do) where the row has an error.
 
         Raises:
             StorageError: no room, no permission.
             BrokenPipeError: the reader of a pipe has gone; the caller should end quietly.
         """
-        if row.error is None and entities is None:
-            raise ValueError(f"{row.place}: a row without an error must come with its entities")
-        self._write(row, entities or ())
+        if row.error is None and found is None:
+            raise ValueError(f"{row.place}: a row without an error must come with what was found")
+        self._write(row, found if row.error is None else None)
 
     @abstractmethod
-    def _write(self, row: Row, entities: Sequence[Entity]) -> None: ...
+    def _write(self, row: Row, found: F | None) -> None: ...
 
     def __enter__(self) -> Self:
         return self
@@ -541,28 +681,38 @@ def json_line(record: Mapping[str, Any]) -> bytes:
     return line.encode("utf-8", "backslashreplace")  # only surrogates fail to encode, and "\ud83d" is JSON's own escape
 
 
-def _json_record(row: Row, entities: Sequence[Entity]) -> dict[str, Any]:
-    record = {key: value for key, value in row.columns.items() if key not in ADDED_COLUMNS}
-    if row.error is None:
-        record["entities"] = [entity_record(entity) for entity in entities]
-    else:
-        record["error"] = row.error
-    return record
+def _entity_types() -> Mapping[str, Any]:
+    import pyarrow as pa
+
+    fields = [
+        pa.field("start", pa.int64()),
+        pa.field("end", pa.int64()),
+        pa.field("label", pa.string()),
+        pa.field("text", pa.string()),
+        pa.field("confidence", pa.float64()),
+    ]
+    return {"entities": pa.list_(pa.struct(fields))}
 
 
-class StandardOutputWriter(RowWriter):
+ENTITIES: Additions[Sequence[Entity]] = Additions(
+    ("entities",), lambda found: {"entities": [entity_record(entity) for entity in found]}, _entity_types
+)
+
+
+class StandardOutputWriter(RowWriter[F]):
     """JSON lines to standard output, each flushed: the next command in the pipe sees a text as soon as it is tagged."""
 
-    def __init__(self) -> None:
+    def __init__(self, additions: Additions[F]) -> None:
+        self._additions = additions
         if sys.stdout is None:
             raise StorageError("standard output: must be open, but is closed. Name a file with --output.")
         sys.stdout.flush()
         self._stream = sys.stdout.buffer
 
-    def _write(self, row: Row, entities: Sequence[Entity]) -> None:
+    def _write(self, row: Row, found: F | None) -> None:
         with storage_errors("standard output", "Make room, or name a file with --output."):
             try:
-                rest = memoryview(json_line(_json_record(row, entities)))
+                rest = memoryview(json_line(self._additions.merged(row, found)))
                 while rest:  # unbuffered (python -u), one write may take a part only
                     rest = rest[self._stream.write(rest) :]
                 self._stream.flush()
@@ -585,14 +735,15 @@ class StandardOutputWriter(RowWriter):
         """Every line has been flushed."""
 
 
-class JSONLinesWriter(RowWriter):
+class JSONLinesWriter(RowWriter[F]):
     """JSON lines into a file, compressed where its name ends in .gz."""
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, additions: Additions[F]) -> None:
+        self._additions = additions
         self._file = AtomicFile(output)
 
-    def _write(self, row: Row, entities: Sequence[Entity]) -> None:
-        self._file.write(json_line(_json_record(row, entities)))
+    def _write(self, row: Row, found: F | None) -> None:
+        self._file.write(json_line(self._additions.merged(row, found)))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -600,22 +751,44 @@ class JSONLinesWriter(RowWriter):
         self._file.__exit__(kind, error, trace)
 
 
-class CSVWriter(RowWriter):
-    """The input's columns and order, then `entities` (JSON; empty where there is an error) and `error`."""
+class CSVWriter(RowWriter[F]):
+    """The input's columns and order, then what was found (empty where there is an error) and `error`."""
 
-    def __init__(self, output: Path, header: Sequence[str], *, has_bom: bool) -> None:
-        self._columns = [column for column in header if column not in ADDED_COLUMNS]
+    def __init__(self, output: Path, header: Sequence[str], additions: Additions[F], *, has_bom: bool) -> None:
+        self._additions = additions
+        self._columns = [column for column in header if column not in additions.names]
         self._file = AtomicFile(output)
         self._records = csv.writer(_CSVLines(self._file))
         if has_bom:
             self._file.write(_BOM)
-        self._records.writerow([*self._columns, *ADDED_COLUMNS])
+        self._records.writerow([*self._columns, *additions.names])
 
-    def _write(self, row: Row, entities: Sequence[Entity]) -> None:
-        found = ""
-        if row.error is None:
-            found = json.dumps([entity_record(entity) for entity in entities], ensure_ascii=False, allow_nan=False)
-        self._records.writerow([*(row.columns.get(column) for column in self._columns), found, row.error])
+    def _write(self, row: Row, found: F | None) -> None:
+        kept = (row.columns.get(column) for column in self._columns)
+        self._records.writerow([*kept, *self._additions.cells(row, found)])
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.__exit__(kind, error, trace)
+
+
+class TSVWriter(RowWriter[F]):
+    """As `CSVWriter`, between tabs and without quotes."""
+
+    def __init__(self, output: Path, header: Sequence[str], additions: Additions[F]) -> None:
+        self._additions = additions
+        self._columns = [column for column in header if column not in additions.names]
+        self._file = AtomicFile(output)
+        self._line([*self._columns, *additions.names])
+
+    def _line(self, fields: Sequence[Any]) -> None:
+        # no field of a tsv input holds a tab or an end of line; an error may, where a file's name does
+        cells = ("" if field is None else re.sub(r"[\t\r\n]", " ", str(field)) for field in fields)
+        self._file.write(("\t".join(cells) + "\n").encode("utf-8", "backslashreplace"))
+
+    def _write(self, row: Row, found: F | None) -> None:
+        self._line([*(row.columns.get(column) for column in self._columns), *self._additions.cells(row, found)])
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -637,26 +810,21 @@ class _CSVLines:
         self._file.write((line.removesuffix("\r\n") + "\n").encode("utf-8", "backslashreplace"))
 
 
-class ParquetWriter(RowWriter):
-    """The input's columns with their types, then `entities` (list of structs, null where there is an error) and `error`."""
+class ParquetWriter(RowWriter[F]):
+    """The input's columns with their types, then what was found (null where there is an error) and `error`."""
 
-    def __init__(self, output: Path, schema: Any) -> None:
+    def __init__(self, output: Path, schema: Any, additions: Additions[F]) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        fields = [
-            pa.field("start", pa.int64()),
-            pa.field("end", pa.int64()),
-            pa.field("label", pa.string()),
-            pa.field("text", pa.string()),
-            pa.field("confidence", pa.float64()),
-        ]
-        self._kept = [index for index, name in enumerate(schema.names) if name not in ADDED_COLUMNS]
+        self._additions = additions
+        types = additions.arrow()
+        self._kept = [index for index, name in enumerate(schema.names) if name not in additions.names]
         self._schema = pa.schema(
             [
                 *(schema.field(index) for index in self._kept),
-                pa.field("entities", pa.list_(pa.struct(fields))),
-                pa.field("error", pa.string()),
+                *(pa.field(column, types[column]) for column in additions.columns),
+                pa.field(ERROR, pa.string()),
             ],
             metadata=schema.metadata,
         )
@@ -672,7 +840,7 @@ class ParquetWriter(RowWriter):
             self._file.__exit__(type(error), error, error.__traceback__)
             raise
 
-    def _write(self, row: Row, entities: Sequence[Entity]) -> None:
+    def _write(self, row: Row, found: F | None) -> None:
         record = row.columns
         if not isinstance(record, ParquetRecord):
             raise TypeError(
@@ -683,7 +851,7 @@ class ParquetWriter(RowWriter):
             self._convert()
             run = _Run(record.batch, record.index, [], [])
             self._runs.append(run)
-        run.entities.append(None if row.error is not None else [entity_record(entity) for entity in entities])
+        run.found.append({} if found is None else self._additions.record(found))
         # A file name that is not UTF-8 comes into the message as lone surrogates, which parquet has no way to hold.
         run.errors.append(None if row.error is None else row.error.encode("utf-8", "backslashreplace").decode("utf-8"))
 
@@ -694,7 +862,9 @@ class ParquetWriter(RowWriter):
         for run in self._runs:
             rows = run.batch.slice(run.start, len(run.errors))
             columns = [rows.column(index) for index in self._kept]
-            columns.append(pa.array(run.entities, type=self._schema.field("entities").type))
+            for column in self._additions.columns:
+                values = [record.get(column) for record in run.found]
+                columns.append(pa.array(values, type=self._schema.field(column).type))
             columns.append(pa.array(run.errors, type=pa.string()))
             self._batches.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
             self._num_waiting += rows.num_rows
@@ -735,22 +905,28 @@ class _Run:
 
     batch: Any
     start: int
-    entities: list[list[dict[str, Any]] | None]
+    found: list[Mapping[str, Any]]
     errors: list[str | None]
 
 
-def open_writer(output: str | Path | None, like: RowReader) -> RowWriter:
+def open_writer(output: str | Path | None, like: RowReader, additions: Additions[F]) -> RowWriter[F]:
     """Open an output for the rows of `like`.
 
-    None or "-": JSON lines to standard output, whatever the input. A file: csv for csv and parquet for parquet, unless its
-    suffix names JSON lines (.jsonl, .json, .txt); JSON lines for everything else, and csv for txt where the suffix is .csv.
+    None or "-": JSON lines to standard output, whatever the input. A file: csv for csv, tsv for tsv and parquet for parquet, unless
+    its suffix names JSON lines (.jsonl, .json, .txt); JSON lines for everything else, and csv for txt and tsv where the suffix
+    is .csv.
+
+    Args:
+        output: where to write.
+        like: the input.
+        additions: what rows gain.
 
     Raises:
-        DataError: the output is the input itself, or a csv or parquet file is asked for that the input has no columns for.
+        DataError: the output is the input itself, or a csv, tsv or parquet file is asked for that the input has no columns for.
         StorageError: the file cannot be created.
     """
     if output is None or str(output) == "-":
-        return StandardOutputWriter()
+        return StandardOutputWriter(additions)
     output = Path(output)
     if like.path is not None and output.exists() and output.samefile(like.path):
         raise DataError(f"{output}: the output must be another file than the input. Name another one with --output.")
@@ -758,12 +934,14 @@ def open_writer(output: str | Path | None, like: RowReader) -> RowWriter:
     if wanted is None:
         wanted = "jsonl" if like.format == "txt" else like.format
     if wanted == "parquet" and like.format == "parquet":
-        return ParquetWriter(output, like.schema)
-    if wanted == "csv" and like.format in ("csv", "txt") and like.header is not None:
-        return CSVWriter(output, like.header, has_bom=like.has_bom)
-    if wanted in ("csv", "parquet"):
+        return ParquetWriter(output, like.schema, additions)
+    if wanted == "csv" and like.format in ("csv", "tsv", "txt") and like.header is not None:
+        return CSVWriter(output, like.header, additions, has_bom=like.has_bom)
+    if wanted == "tsv" and like.format == "tsv" and like.header is not None:
+        return TSVWriter(output, like.header, additions)
+    if wanted in ("csv", "tsv", "parquet"):
         raise DataError(
             f"{output}: the output of {_name(like.path)} must be JSON lines (.jsonl) or keep the input's format, "
             f"but its suffix is {output.suffix!r}. Name another one with --output."
         )
-    return JSONLinesWriter(output)
+    return JSONLinesWriter(output, additions)

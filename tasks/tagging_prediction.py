@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Any
 
 from hanzoo.data.document import Entity
 from hanzoo.data.html_page import HTMLPage
-from hanzoo.data.text_streams import Row, open_writer, read_rows
+from hanzoo.data.text_streams import ENTITIES, Row, open_writer, read_rows
 from hanzoo.errors import DataError, RunError
-from hanzoo.models.model import Tagger, in_chunks
+from hanzoo.models.model import Tagger
+from hanzoo.tasks.streams import found_in
 from hanzoo.tasks.task import Say
-from hanzoo.training.distributed import gather_objects, merge, num_ranks, rank, share
+from hanzoo.training.distributed import rank
 
 PREDICT_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "--html": {"type": Path, "help": "also write a page that shows the entities in the texts"},
@@ -52,7 +52,7 @@ def tag_file(model: Tagger, arguments: argparse.Namespace, say: Say) -> int:
         rows = open_files.enter_context(read_rows(arguments.file, text_column=column))
         if rank():  # works for the first one, which writes
             return sum(entities is None for _, entities in _tagged(model, rows))
-        writer = open_files.enter_context(open_writer(arguments.output, rows))
+        writer = open_files.enter_context(open_writer(arguments.output, rows, ENTITIES))
         if arguments.html:
             _refuse_same(arguments.html, arguments.file, arguments.output)
         title = "standard input" if arguments.file == "-" else str(arguments.file)
@@ -72,12 +72,7 @@ def _refuse_same(page: Path, *others: str | None) -> None:
 
 
 def _tagged(model: Tagger, rows: Iterator[Row]) -> Iterator[tuple[Row, tuple[Entity, ...] | None]]:
-    """Each row with its entities, in order: every rank tags its part, and all get the whole."""
-    chunks = in_chunks(rows, lambda row: len(row.text or ""))
-    while group := list(itertools.islice(chunks, num_ranks())):
-        found = merge(gather_objects([_entities(model, chunk) for chunk in share(group)]))
-        for chunk, entities in zip(group, found, strict=True):
-            yield from zip(chunk, entities, strict=True)
+    return found_in(rows, lambda row: len(row.text or ""), lambda chunk: _entities(model, chunk))
 
 
 def _entities(model: Tagger, rows: Sequence[Row]) -> list[tuple[Entity, ...] | None]:

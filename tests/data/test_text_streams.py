@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hanzoo.data.document import Entity
-from hanzoo.data.text_streams import Row, RowReader, open_writer, read_rows
+from hanzoo.data.text_streams import ENTITIES, Row, RowReader, open_writer, read_rows
 from hanzoo.errors import DataError, StorageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +37,7 @@ def rows_of(path: Path, **options: Any) -> list[Row]:
 def convert(path: Path, output: Path | None, **options: Any) -> int:
     """Tag a file with `first_two` as predict.py would; return the number of rows with an error."""
     refused = 0
-    with read_rows(path, **options) as rows, open_writer(output, like=rows) as writer:
+    with read_rows(path, **options) as rows, open_writer(output, rows, ENTITIES) as writer:
         for row in rows:
             refused += row.error is not None
             writer.write(row, None if row.text is None else first_two(row.text))
@@ -281,7 +281,7 @@ def test_parquet_keeps_its_types_and_gains_two_columns(tmp_path: Path) -> None:
 def test_rows_may_be_left_out_of_a_parquet_output(tmp_path: Path) -> None:
     path = parquet(tmp_path / "a.parquet", [f"text {number}" for number in range(1100)])
     output = tmp_path / "b.parquet"
-    with read_rows(path) as rows, open_writer(output, like=rows) as writer:
+    with read_rows(path) as rows, open_writer(output, rows, ENTITIES) as writer:
         for number, row in enumerate(rows):
             if number % 3 != 1:
                 writer.write(row, [])
@@ -408,7 +408,7 @@ def test_an_output_that_fails_leaves_what_was_there(tmp_path: Path, name: str) -
     before = output.read_bytes()
 
     def fail_at_the_second(rows: RowReader) -> None:
-        with open_writer(output, like=rows) as writer:
+        with open_writer(output, rows, ENTITIES) as writer:
             writer.write(next(rows), [])
             raise KeyboardInterrupt
 
@@ -421,7 +421,7 @@ def test_an_output_that_fails_leaves_what_was_there(tmp_path: Path, name: str) -
 def test_the_output_appears_at_the_end_with_ordinary_permissions(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", b"one\n")
     output = tmp_path / "b.jsonl"
-    with read_rows(path) as rows, open_writer(output, like=rows) as writer:
+    with read_rows(path) as rows, open_writer(output, rows, ENTITIES) as writer:
         for row in rows:
             writer.write(row, [])
         assert not output.exists()
@@ -471,8 +471,8 @@ def test_an_output_without_a_folder(tmp_path: Path) -> None:
 
 def test_a_row_without_error_must_come_with_entities(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", b"one\n")
-    with read_rows(path) as rows, pytest.raises(ValueError, match="must come with its entities"):  # noqa: SIM117
-        with open_writer(tmp_path / "b.jsonl", like=rows) as writer:
+    with read_rows(path) as rows, pytest.raises(ValueError, match="must come with what was found"):  # noqa: SIM117
+        with open_writer(tmp_path / "b.jsonl", rows, ENTITIES) as writer:
             writer.write(next(rows), None)
 
 
@@ -480,9 +480,9 @@ def test_a_row_without_error_must_come_with_entities(tmp_path: Path) -> None:
 
 PIPE = """
 import sys
-from hanzoo.data.text_streams import open_writer, read_rows
+from hanzoo.data.text_streams import ENTITIES, open_writer, read_rows
 try:
-    with read_rows(sys.argv[1] if len(sys.argv) > 1 else None) as rows, open_writer("-", like=rows) as writer:
+    with read_rows(sys.argv[1] if len(sys.argv) > 1 else None) as rows, open_writer("-", rows, ENTITIES) as writer:
         for row in rows:
             writer.write(row, [])
 except BrokenPipeError:
