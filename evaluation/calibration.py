@@ -1,10 +1,12 @@
-"""Does a confidence of 0.8 mean right in 80 of 100 cases? Figures for that, and the temperature that brings it nearer.
+"""Does a confidence of 0.8 mean right in 80 of 100 cases? Figures for that, and what brings it nearer.
 
-A confidence here is the probability that the tagger gives to an entity that it predicts (exactly this span with exactly
-this label); an entity is correct where gold holds it. Entities that were not predicted have no part.
+A tagger's confidence is the probability that it gives to an entity that it predicts (exactly this span with exactly this label);
+an entity is correct where gold holds it, and entities that were not predicted have no part: a temperature is fitted. A matcher's is
+the probability that the two texts of a pair match, as a function of its score: two numbers are fitted (`fit_platt`), and the
+figures here read "entity" as pair, "correct" as match.
 
-Source: Guo et al. 2017 (On Calibration of Modern Neural Networks), equation 3 (the error) and section 4.2 (the
-temperature).
+Source: Guo et al. 2017 (On Calibration of Modern Neural Networks), equation 3 (the error) and section 4.2 (the temperature); Platt
+1999 (Probabilistic Outputs for Support Vector Machines), section 2; Brier 1950.
 Differs: the confidence is that of a predicted entity, not of the best of a fixed set of classes.
 Cost: linear in the number of entities; a fit asks for the loss about twenty times.
 """
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
+from scipy.special import expit
 
 _EPSILON = 1e-7  # the resolution of float32 near 1: a posterior cannot say more than that
 
@@ -169,6 +172,82 @@ def fit_temperature(log_loss_at: Callable[[float], float], low: float = 0.2, hig
         options={"xatol": 1e-3},
     )
     return math.exp(float(found.x)) if float(found.fun) < losses[best] else grid[best]
+
+
+def brier(confidence: npt.ArrayLike, correct: npt.ArrayLike) -> float:
+    """Return the mean squared distance of the confidence from what came true, 1 or 0.
+
+    Args:
+        confidence: (entities,) float in [0, 1].
+        correct: (entities,) bool.
+
+    Returns:
+        The score in [0, 1], lower is better; 0.0 where there are no entities. Always saying the share p of true ones gets
+        p (1 - p).
+
+    Raises:
+        ValueError: as `reliability`.
+
+    Source: Brier 1950, for two classes.
+    """
+    probability, right = _checked(confidence, correct)
+    return float(np.mean((probability - right) ** 2)) if probability.size else 0.0
+
+
+def fit_platt(scores: npt.ArrayLike, matches: npt.ArrayLike) -> tuple[float, float]:
+    """Find the logistic curve that says how likely a pair with some score is a match.
+
+    Targets are not 1 and 0 but (matches + 1) / (matches + 2) and 1 / (others + 2): what is left of a uniform prior over labels,
+    without which scores that part the two classes entirely would have no finite factor.
+
+    Args:
+        scores: (pairs,) finite numbers, the higher the more alike.
+        matches: (pairs,) bool, True = gold says that the two texts match.
+
+    Returns:
+        (factor, offset): the probability is 1 / (1 + exp(-(factor x score + offset))). Scores that are all equal have factor 0.
+
+    Raises:
+        ValueError: shapes differ, there are no pairs, or a score is not a finite number.
+
+    Source: Platt 1999, section 2.2; Newton's method with a search along the line, as Lin, Lin and Weng 2007.
+    Differs: scores are brought to mean 0 and deviation 1 first, so that cosines and sums of 32 of them are equally easy.
+    """
+    given, right = np.asarray(scores, dtype=np.float64), np.asarray(matches, dtype=np.bool_)
+    if given.ndim != 1 or given.shape != right.shape or not given.size:
+        raise ValueError(
+            "scores and matches must be two arrays of one axis and equal length, not empty, "
+            f"but have the shapes {given.shape} and {right.shape}."
+        )
+    if not np.isfinite(given).all():
+        raise ValueError("scores must be finite, but some are not.")
+    ones = int(right.sum())
+    zeros = len(right) - ones
+    targets = np.where(right, (ones + 1) / (ones + 2), 1 / (zeros + 2))
+    mean, deviation = float(given.mean()), float(given.std())
+    constant = deviation <= 1e-12 * max(1.0, abs(mean))
+    inputs = np.stack([np.zeros_like(given) if constant else (given - mean) / deviation, np.ones_like(given)], axis=1)
+
+    def loss_at(weights: npt.NDArray[np.float64]) -> float:
+        log_odds = inputs @ weights
+        return float(np.sum(np.logaddexp(0.0, log_odds) - targets * log_odds))
+
+    weights = np.array([0.0, math.log((ones + 1) / (zeros + 1))])
+    loss = loss_at(weights)
+    for _ in range(100):
+        probability = expit(inputs @ weights)
+        gradient = inputs.T @ (probability - targets)
+        curvature = (inputs * (probability * (1 - probability))[:, None]).T @ inputs + 1e-12 * np.eye(2)
+        step = np.linalg.solve(curvature, gradient)
+        size = 1.0
+        while size > 1e-10 and loss_at(weights - size * step) > loss - 1e-4 * size * float(gradient @ step):
+            size /= 2
+        weights = weights - size * step
+        loss = loss_at(weights)
+        if np.abs(gradient).max() <= 1e-8 * len(given):
+            break
+    factor = 0.0 if constant else float(weights[0]) / deviation
+    return factor, float(weights[1]) - factor * mean
 
 
 def _checked(

@@ -87,9 +87,11 @@ class DataRecord(TypedDict, total=False):
 
 
 class Calibration(TypedDict, total=False):
-    """The temperature fitted on half of the sentences of dev, and the calibration error on the predicted entities of the rest.
+    """What was fitted on half of dev, and how well it does on the rest; `note`: why nothing was fitted.
 
-    `ece_before` and `ece_after`: expected calibration error (0-1) without and with it; `note`: why nothing was fitted.
+    Taggers: the temperature; `ece_before` and `ece_after`: expected calibration error (0-1) without and with it, of the predicted
+    entities. Matchers: the threshold, what it was `chosen_for` on all of dev; `factor` and `offset` of a score's log-odds, `ece`
+    and `brier` with them, and `brier_of_the_share`, of always saying how many pairs match.
     """
 
     temperature: float
@@ -98,6 +100,15 @@ class Calibration(TypedDict, total=False):
     sentences_fitted: int
     sentences_measured: int
     entities_measured: int
+    threshold: float
+    chosen_for: str
+    factor: float
+    offset: float
+    pairs_fitted: int
+    pairs_measured: int
+    ece: float
+    brier: float
+    brier_of_the_share: float
     note: str
 
 
@@ -376,13 +387,19 @@ def _thinned(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[f
 # ---- the card -------------------------------------------------------------------------------------------------------
 
 
-def run_card(results: Mapping[str, Any], recipe: Mapping[str, Any], run: str) -> str:
+TAGGER_CALLS = ('model.predict(["浙商银行企业信贷部叶老桂博士"])[0].entities', "texts.txt --output tagged.jsonl")
+
+
+def run_card(
+    results: Mapping[str, Any], recipe: Mapping[str, Any], run: str, calls: Sequence[str] = TAGGER_CALLS
+) -> str:
     """The README.md of a run directory: what it is, on what, how good, how to load it.
 
     Args:
         results: the content of results.json: see `Results`. What it does not hold is left out.
         recipe: the resolved recipe; its `model`, `train`, `tricks` and `evaluate` sections are shown.
         run: the run directory as a user would name it in a command ("runs/cluener_bilstm_crf").
+        calls: lines of Python on the loaded model, which they call `model`; the last one is what `predict.py` is given.
 
     Returns:
         Markdown, ending in a newline.
@@ -394,7 +411,7 @@ def run_card(results: Mapping[str, Any], recipe: Mapping[str, Any], run: str) ->
         parts += ["## How good", *_quality(known)]
     if known.get("calibration"):
         parts += ["## Confidence", _confidence(known["calibration"])]
-    parts += ["## How to load", _loading(run)]
+    parts += ["## How to load", _loading(run, calls)]
     if data or known.get("inputs"):
         parts += ["## Data", *_data(data, known.get("inputs", {}))]
     training = _training(known, recipe)
@@ -490,7 +507,28 @@ def _protocol(results: Results) -> str:
     return " ".join(sentences)
 
 
+def _probability(calibration: Calibration) -> str:
+    threshold, chosen_for = calibration["threshold"], calibration["chosen_for"]
+    sentences = [f"Two texts match from a score of {threshold:.4f} on, chosen on dev for the best {chosen_for}."]
+    if "factor" in calibration:
+        sentences.append(
+            f"The log-odds of a match are {calibration['factor']:.3f} x score {calibration['offset']:+.3f}, fitted on one half of "
+            f"dev ({calibration['pairs_fitted']:,} pairs)."
+        )
+    if "ece" in calibration:
+        sentences.append(
+            f"On the other half ({calibration['pairs_measured']:,}) the expected calibration error is "
+            f"{100 * calibration['ece']:.2f} %, the Brier score {calibration['brier']:.4f} (always saying the share of matches: "
+            f"{calibration['brier_of_the_share']:.4f})."
+        )
+    return " ".join(sentences)
+
+
 def _confidence(calibration: Calibration) -> str:
+    if "threshold" in calibration:
+        return _probability(calibration)
+    if set(calibration) == {"note"}:
+        return f"Note: {_one_line(calibration['note'])}."
     sentences = ["An entity's confidence is the probability that exactly this span with this type is an entity."]
     if "temperature" in calibration:
         fitted = f" ({calibration['sentences_fitted']:,} sentences)" if "sentences_fitted" in calibration else ""
@@ -508,17 +546,10 @@ def _confidence(calibration: Calibration) -> str:
     return " ".join(sentences)
 
 
-def _loading(run: str) -> str:
-    return (
-        "```python\n"
-        "import hanzoo\n"
-        f"tagger = hanzoo.load({json.dumps(run, ensure_ascii=False)})\n"
-        'tagger.predict(["浙商银行企业信贷部叶老桂博士"])[0].entities\n'
-        "```\n\n"
-        "```\n"
-        f"python predict.py {shlex.quote(run)} texts.txt --output tagged.jsonl\n"
-        "```"
-    )
+def _loading(run: str, calls: Sequence[str]) -> str:
+    *lines, given = calls
+    code = "\n".join(["import hanzoo", f"model = hanzoo.load({json.dumps(run, ensure_ascii=False)})", *lines])
+    return f"```python\n{code}\n```\n\n```\npython predict.py {shlex.quote(run)} {given}\n```"
 
 
 def _data(data: DataRecord, inputs: Mapping[str, str]) -> list[str]:

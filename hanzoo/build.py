@@ -225,7 +225,7 @@ def _train(recipe: Recipe, folder: Path, resume: bool, device: torch.device, com
     )
     training.ensure_targets(folder, say)
     progress = trainer.fit()
-    calibration = task.calibrate(model, data.dev) if recipe.evaluate.calibrate else None
+    calibration = task.calibrate(model, data.dev, recipe.evaluate) if recipe.evaluate.calibrate else None
     on_first(lambda: write_folder(folder / "model", model.save))
     results: dict[str, Any] = {
         "recipe": recipe.name,

@@ -191,14 +191,15 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
     where.add_argument("--split", choices=["train", "dev", "test"], help="default: test where it has labels, else dev")
     where.add_argument("--file", type=Path, help="a labelled file of your own instead of the run's data")
     parser.add_argument(
-        "--data", help="a data set by name, or a recipe with one, instead of the run's data; only its labels take part"
+        "--data",
+        help="a data set by name, or a recipe with one, instead of the run's data; of a tagger only its labels take part",
     )
-    parser.add_argument("--format", help="of --file: cluener, columns, weibo, spans; default: recognised")
+    parser.add_argument("--format", help="of --file, for a tagger: cluener, columns, weibo, spans; default: recognised")
     parser.add_argument(
         "--against",
         type=Path,
         metavar="RUN",
-        help="also compare each with this run: difference of F1, its interval, p-value",
+        help="also compare each with this run: difference of the main figure (F1, Spearman or accuracy), its interval, p-value",
     )
     _add_options_of_tasks(parser, "evaluate")
     parser.add_argument("--json", action="store_true", help="print one JSON object a run instead of a table")
@@ -276,9 +277,12 @@ def _differences(reports: Sequence[Report], against: Report) -> str:
 
 def predict(argv: Sequence[str] | None = None) -> int:
     """`predict.py RUN [FILE | -]`: returns the exit code."""
-    parser = _parser("predict", "Tag texts: .txt, .jsonl, .csv, .parquet (also .gz), or lines from standard input.")
+    parser = _parser(
+        "predict",
+        "Tag texts, or score pairs of texts: .txt, .tsv, .jsonl, .csv, .parquet (also .gz), or lines from standard input.",
+    )
     parser.add_argument("run", type=Path, help="a run directory, or its model/")
-    parser.add_argument("file", nargs="?", default="-", help="texts; - or nothing: standard input")
+    parser.add_argument("file", nargs="?", default="-", help="texts, or pairs of texts; - or nothing: standard input")
     parser.add_argument("--output", help="where to write; default: JSON lines to standard output")
     _add_options_of_tasks(parser, "predict")
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N")
@@ -294,5 +298,5 @@ def _predict(arguments: argparse.Namespace) -> int:
         raise RunError("standard input: must be a file where several ranks read it, but is a stream. Name a file.")
     refused = task.predict(model, arguments, say)
     if refused:
-        say(f"{refused} of the texts could not be read: see the field `error` of each")
+        say(f"{refused} of the inputs could not be read: see the field `error` of each")
     return 1 if refused else 0

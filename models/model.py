@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from scipy.special import expit
 from torch import Tensor, nn
 
 from hanzoo.data.document import Document, Entity, Span, TaggedText
@@ -566,6 +567,29 @@ class Matcher(Model):
     def score(self, first: str, second: str) -> float:
         """How well two texts match; see `scores`."""
         return float(self.scores([(first, second)])[0])
+
+    def calibrated(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The probability that two texts with a score match, for any number of scores, in [0, 1].
+
+        Raises:
+            RunError: nothing fitted it: the model was not trained on two classes, or `evaluate.calibrate` was false.
+        """
+        if self.calibration is None:
+            raise RunError(
+                "probability: the model must have been calibrated on a dev set of two classes, but was not. Take its score, or "
+                "train it on such data with evaluate.calibrate=true."
+            )
+        factor, offset = self.calibration
+        odds: NDArray[np.float64] = expit(factor * np.asarray(scores, dtype=np.float64) + offset)
+        return odds
+
+    def probabilities(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
+        """The probability that the two texts of each pair match, (pairs,). Raises: see `scores` and `calibrated`."""
+        return self.calibrated(self.scores(pairs))
+
+    def probability(self, first: str, second: str) -> float:
+        """The probability that two texts match; see `probabilities`."""
+        return float(self.probabilities([(first, second)])[0])
 
     def description(self) -> dict[str, Any]:
         return {

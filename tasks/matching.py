@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import statistics
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from hanzoo.data.files import expanded
 from hanzoo.data.matching_catalogue import MATCHING_SETS, PairData, load_pairs
 from hanzoo.data.pair_files import read_pairs
 from hanzoo.errors import DataError, RecipeError, RunError
+from hanzoo.evaluation.calibration import brier, expected_calibration_error, fit_platt
 from hanzoo.evaluation.matching import (
     accuracy_of,
     bootstrap_difference,
@@ -31,13 +31,13 @@ from hanzoo.evaluation.matching import (
 from hanzoo.evaluation.report import run_card, show_figure
 from hanzoo.evaluation.significance import Comparison, compare
 from hanzoo.models.model import Matcher, Model, Settings, objective_class, objective_names
-from hanzoo.tasks.task import DataSettings, EvaluateSettings, Report, Say, Subject, Task
+from hanzoo.tasks.matching_errors import worst_pairs
+from hanzoo.tasks.matching_prediction import PREDICT_OPTIONS, score_file
+from hanzoo.tasks.task import ERRORS_OPTION, DataSettings, EvaluateSettings, Report, Say, Subject, Task
 from hanzoo.training.distributed import gather_objects, merge, share
 from hanzoo.training.trick import Start
 
 OWN_FILES = ("train", "dev", "test")
-
-PREDICT_OPTIONS: Mapping[str, Mapping[str, Any]] = {}
 
 
 class MatchingDataSettings(DataSettings):
@@ -97,7 +97,7 @@ class MatchingEvaluateSettings(EvaluateSettings):
 
     Attributes:
         metric: what selects the best epoch on dev. auc is for two classes.
-        calibrate: for two classes: choose the threshold on dev, and fit probabilities.
+        calibrate: for two classes: choose the threshold on dev, and fit on half of it how probable a match is.
         chosen_for: what the threshold is the best for.
     """
 
@@ -235,7 +235,10 @@ class Matching(Task):
     next_step = "score: python predict.py {run} pairs.tsv"
     data_settings = MatchingDataSettings
     evaluate_settings = MatchingEvaluateSettings
-    options: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {"evaluate": {}, "predict": PREDICT_OPTIONS}
+    options: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
+        "evaluate": {"--errors": ERRORS_OPTION},
+        "predict": PREDICT_OPTIONS,
+    }
     objectives = tuple(objective_names())
 
     # Data.
@@ -325,14 +328,30 @@ class Matching(Task):
 
         return evaluate_dev
 
-    def calibrate(self, model: Matcher, items: Sequence[Pair]) -> dict[str, Any]:
-        """For two classes: the threshold with the highest accuracy on dev, saved with the model."""
+    def calibrate(self, model: Matcher, items: Sequence[Pair], settings: MatchingEvaluateSettings) -> dict[str, Any]:
+        """For two classes: the threshold that is best on dev, and probabilities, both saved with the model.
+
+        The threshold is chosen on all of dev. Probabilities are fitted on every other pair of each class, and judged on the rest.
+        """
         gold = labels_of(items)
         if set(gold) != {0.0, 1.0}:
-            return {"note": "labels are no two classes: there is no threshold"}
-        chosen = choose_threshold(gold, scores_of(model, items))
+            return {"note": "labels are no two classes: there is no threshold and no probability"}
+        scores = scores_of(model, items)
+        chosen = choose_threshold(gold, scores, settings.chosen_for)
         model.threshold = chosen.value
-        return {"threshold": chosen.value, "chosen_for": "accuracy", "on_dev": chosen.figure}
+        matches = gold == 1.0
+        fitted = np.zeros(len(gold), dtype=np.bool_)
+        for own in (matches, ~matches):
+            fitted[np.flatnonzero(own)[::2]] = True
+        model.calibration = fit_platt(scores[fitted], matches[fitted])
+        facts = {"threshold": chosen.value, "chosen_for": chosen.chosen_for, "on_dev": chosen.figure}
+        facts |= {"factor": model.calibration[0], "offset": model.calibration[1], "pairs_fitted": int(fitted.sum())}
+        rest = ~fitted
+        if rest.any():
+            share = float(matches[rest].mean())
+            facts |= {"pairs_measured": int(rest.sum()), **_reliability(model, scores[rest], matches[rest])}
+            facts["brier_of_the_share"] = share * (1 - share)
+        return facts
 
     def figures(self, model: Matcher, items: Sequence[Pair], data: MatchingData) -> dict[str, Any]:
         return self._figures(model, labels_of(items), scores_of(model, items), data.scale.is_binary)
@@ -342,10 +361,14 @@ class Matching(Task):
         model: Matcher, gold: NDArray[np.float64], scores: NDArray[np.float64], two_classes: bool
     ) -> dict[str, Any]:
         threshold = model.threshold if two_classes else None
-        return score_pairs(gold, scores, two_classes=two_classes, threshold=threshold).to_json()
+        figures = score_pairs(gold, scores, two_classes=two_classes, threshold=threshold).to_json()
+        return figures | _reliability(model, scores, gold == 1.0) if two_classes else figures
 
     def card(self, results: Mapping[str, Any], recipe: Mapping[str, Any], run: str) -> str:
-        return run_card(results, recipe, run)
+        calls = ['model.score("花呗怎么还款", "如何偿还花呗")']
+        if "factor" in results.get("calibration", {}):
+            calls.append('model.probability("花呗怎么还款", "如何偿还花呗")')
+        return run_card(results, recipe, run, [*calls, "pairs.tsv --output scored.tsv"])
 
     # Evaluation.
 
@@ -371,7 +394,13 @@ class Matching(Task):
             )
 
     def details(self, reports: Sequence[MatchingReport], arguments: argparse.Namespace) -> Iterator[str]:
-        return iter(())
+        for report in reports if arguments.errors else ():
+            pairs = report.subject.items
+            which = ", first seed" if len(report.scores) > 1 else ""
+            for block in worst_pairs(
+                pairs, report.scores[0], report.thresholds[0], set(labels_of(pairs)) <= {0.0, 1.0}
+            ):
+                yield f"{report.subject.run}, {report.subject.place}{which}: {block}"
 
     def write_submission(self, run: Path, model: Matcher, data: MatchingData, path: Path) -> None:
         raise RunError(f"{run}: a submission needs cluener, but this run is of {data.name}. Leave --submission out.")
@@ -379,21 +408,15 @@ class Matching(Task):
     # Prediction.
 
     def predict(self, model: Matcher, arguments: argparse.Namespace, say: Say) -> int:
-        """Score the pairs of a file: a JSON line each."""
-        pairs = self.read_texts(Path(arguments.file), None)
-        lines = []
-        for pair, score in zip(pairs, scores_of(model, pairs), strict=True):
-            line: dict[str, Any] = {"first": pair.first, "second": pair.second, "score": float(score)}
-            if model.threshold is not None:
-                line["match"] = bool(score >= model.threshold)
-            lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-        if arguments.output in (None, "-"):
-            import sys
+        return score_file(model, arguments, say)
 
-            sys.stdout.write("".join(lines))
-        else:
-            Path(arguments.output).write_text("".join(lines), encoding="utf-8")
-        return 0
+
+def _reliability(model: Matcher, scores: NDArray[np.float64], matches: NDArray[np.bool_]) -> dict[str, float]:
+    """How far a model's probabilities are from what came true; {} for one that says none."""
+    if model.calibration is None:
+        return {}
+    probabilities = model.calibrated(scores)
+    return {"ece": expected_calibration_error(probabilities, matches), "brier": brier(probabilities, matches)}
 
 
 def _extent(pairs: Sequence[Pair]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from hanzoo.evaluation.scorers import SCORERS, Predictions, Score, known_scorers
 from hanzoo.evaluation.significance import Comparison, compare
 from hanzoo.evaluation.tagging import bootstrap_interval, micro_f1, score_entities, score_where, sentence_counts
 from hanzoo.models.model import Tagger
-from hanzoo.tasks.task import Report, Subject, Task
+from hanzoo.tasks.task import ERRORS_OPTION, Report, Subject, Task
 from hanzoo.training.distributed import gather_objects, merge, share
 
 LONG_TEXT = 250  # the Lattice LSTM family drops test sentences from this length on: scored apart for comparison
@@ -40,7 +40,7 @@ EVALUATE_OPTIONS: Mapping[str, Mapping[str, Any]] = {
         "metavar": "NAME,...",
         "help": f"also count as others do: {', '.join(SCORERS)}",
     },
-    "--errors": {"action": "store_true", "help": "also report the errors: boundary, type, missed, spurious ..."},
+    "--errors": ERRORS_OPTION,
     "--per-label": {"action": "store_true", "help": "also print the figures of each label"},
     "--submission": {
         "type": Path,

@@ -29,6 +29,11 @@ from hanzoo.training.trick import Start
 
 Say = Callable[[str], None]  # takes a line for people
 
+ERRORS_OPTION: Mapping[str, Any] = {  # of `evaluate`, for every task that shows its errors
+    "action": "store_true",
+    "help": "also report the errors; of a tagger: boundary, type, missed, spurious ...; of a matcher: the worst pairs",
+}
+
 
 class DataSettings(Settings):
     """The `data` section of a recipe; a task says which settings it has.
@@ -241,8 +246,14 @@ class Task(ABC):
         """What the trainer calls after each epoch: figures on dev, the items, whose features are computed once. Collective."""
 
     @abstractmethod
-    def calibrate(self, model: Any, items: Sequence[Any]) -> dict[str, Any]:
-        """Fit on dev what the model's answers are read by, and is saved with it; says what was fitted, and how well it does."""
+    def calibrate(self, model: Any, items: Sequence[Any], settings: Any) -> dict[str, Any]:
+        """Fit on dev what the model's answers are read by, and is saved with it; says what was fitted, and how well it does.
+
+        Args:
+            model: trained.
+            items: of dev, with their gold.
+            settings: the recipe's `evaluate` section.
+        """
 
     @abstractmethod
     def figures(self, model: Any, items: Sequence[Any], data: Any) -> dict[str, Any]:

@@ -312,7 +312,7 @@ def test_a_model_of_a_newer_format_or_of_other_weights(broken: Path, refuse: Ref
         return refuse("predict", broken, where=str(broken / "model"))
 
     assert "newer hanzoo" in predict_with(format=2)
-    assert "model must be one of bilstm_crf" in predict_with(model="bilstm_cfr")
+    assert "model must be one of bi_encoder, bilstm_crf" in predict_with(model="bilstm_cfr")
     predict_with(config=content["config"] | {"hidden": 8})
     predict_with(config=content["config"] | {"hidden": "8"})
     predict_with(config=content["config"] | {"new": 8})
@@ -609,7 +609,7 @@ def test_a_bad_line_among_good_ones_comes_back_with_an_error(
     line = 3 if name.endswith(".csv") else 2
     assert bad["error"].startswith(f"{tmp_path / name}:{line}: ")
     assert " must " in bad["error"]
-    assert err == "1 of the texts could not be read: see the field `error` of each\n"
+    assert err == "1 of the inputs could not be read: see the field `error` of each\n"
     if name == "number.jsonl":
         assert bad["id"] == 7
     (tmp_path / "out").mkdir()

@@ -21,7 +21,7 @@ from hanzoo.data.document import Document
 from hanzoo.data.randomness import generator, reseed
 from hanzoo.errors import RecipeError, RunError
 from hanzoo.models.model import Model, Tagger, load_model, model_class, model_names
-from hanzoo.tasks.tagging import Tagging
+from hanzoo.tasks.tagging import Tagging, TaggingEvaluateSettings
 from hanzoo.training.checkpoint import tensors_sha256
 from hanzoo.training.distillation import common_form
 from hanzoo.training.trick import build_tricks, trick_class, trick_names
@@ -393,7 +393,7 @@ def test_calibration_reads_each_text_once(learnt: Model, monkeypatch: pytest.Mon
 
     passes: list[int] = []
     hook = learnt.register_forward_hook(lambda model, inputs, output: passes.append(len(inputs[0].mask)))
-    facts = Tagging().calibrate(learnt, tiny.DOCUMENTS)
+    facts = Tagging().calibrate(learnt, tiny.DOCUMENTS, TaggingEvaluateSettings())
     hook.remove()
     assert facts["temperature"] == learnt.temperature
     assert sum(passes) == len(tiny.DOCUMENTS)

@@ -5,9 +5,12 @@ import math
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 
 from hanzoo.evaluation.calibration import (
+    brier,
     expected_calibration_error,
+    fit_platt,
     fit_temperature,
     log_loss,
     reliability,
@@ -128,3 +131,59 @@ def test_refuses_bounds_and_losses() -> None:
         fit_temperature(lambda temperature: 0.0, low=2, high=1)
     with pytest.raises(ValueError, match="the loss must be a finite number, but is nan at temperature"):
         fit_temperature(lambda temperature: math.nan)
+
+
+# Matchers.
+
+
+def drawn_pairs(number: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """Scores whose log-odds of a match are 3 x score - 1."""
+    draw = np.random.default_rng(5)
+    scores = draw.normal(0.3, 1.0, number)
+    return scores, draw.random(number) < 1 / (1 + np.exp(-(3 * scores - 1)))
+
+
+def test_platt_is_the_least_loss_against_smoothed_targets() -> None:
+    scores, matches = drawn_pairs()
+    ones = int(matches.sum())
+    targets = [(ones + 1) / (ones + 2) if match else 1 / (len(matches) - ones + 2) for match in matches]
+
+    def loss(weights: np.ndarray) -> float:
+        total = 0.0
+        for score, target in zip(scores, targets, strict=True):
+            probability = 1 / (1 + math.exp(-(weights[0] * score + weights[1])))
+            total -= target * math.log(probability) + (1 - target) * math.log(1 - probability)
+        return total
+
+    found = fit_platt(scores, matches)
+    assert found == pytest.approx(minimize(loss, [1.0, 0.0], tol=1e-10).x, rel=1e-4)
+    assert loss(np.array(found)) < loss(np.array([1.0, 0.0])) - 1  # the control: another curve is worse
+    assert found == pytest.approx((3, -1), abs=0.6)
+
+
+def test_platt_does_not_depend_on_the_unit() -> None:
+    scores, matches = drawn_pairs()
+    factor, offset = fit_platt(scores, matches)
+    other = fit_platt(1000 * scores + 7, matches)
+    assert 1000 * other[0] == pytest.approx(factor, rel=1e-6)
+    assert other[1] + 7 * other[0] == pytest.approx(offset, rel=1e-6)
+
+
+def test_platt_stays_finite() -> None:
+    factor, offset = fit_platt([0.1, 0.2, 0.8, 0.9], [False, False, True, True])
+    assert 0 < factor < 100
+    assert factor * 0.5 + offset == pytest.approx(0, abs=1e-6)
+    assert fit_platt([0.5, 0.5, 0.5], [True, False, False])[0] == 0.0
+    factor, offset = fit_platt([1.0, 2.0], [True, True])
+    assert math.isfinite(factor)
+    assert 1 / (1 + math.exp(-(factor * 1.5 + offset))) == pytest.approx(0.75, abs=0.01)  # (2 + 1) / (2 + 2)
+    with pytest.raises(ValueError, match="must be finite"):
+        fit_platt([math.nan, 1.0], [True, False])
+    with pytest.raises(ValueError, match="equal length"):
+        fit_platt([], [])
+
+
+def test_brier_is_the_mean_squared_distance() -> None:
+    assert brier([0.8, 0.4, 1.0], [True, False, False]) == pytest.approx((0.04 + 0.16 + 1.0) / 3)
+    assert brier([0.3] * 10, [True] * 3 + [False] * 7) == pytest.approx(0.3 * 0.7)
+    assert brier([], []) == 0.0

@@ -211,7 +211,7 @@ def test_the_card_says_what_how_good_and_how_to_load() -> None:
         "On the other half (1,500 predicted entities) the expected calibration error is 1.23 %, and 5.00 % without"
         in card
     )
-    assert 'tagger = hanzoo.load("runs/x y")' in card
+    assert 'model = hanzoo.load("runs/x y")' in card
     assert "python predict.py 'runs/x y' texts.txt" in card
     assert "- Licence of `weibo`: none stated" in card
     assert "- Note: 3 spans are nested" in card

@@ -134,7 +134,7 @@ class LineFitting(Task):
     def dev_evaluation(self, model: Any, items: Sequence[Any], data: Points) -> Callable[[Model], dict[str, Any]]:
         return lambda trained: self.figures(trained, items, data)
 
-    def calibrate(self, model: Any, items: Sequence[Any]) -> dict[str, Any]:
+    def calibrate(self, model: Any, items: Sequence[Any], settings: Any) -> dict[str, Any]:
         return {"fitted": len(items)}
 
     def figures(self, model: Any, items: Sequence[Any], data: Points) -> dict[str, Any]:
@@ -187,7 +187,7 @@ def recipe(line: LineFitting, tmp_path: Path) -> str:
 def test_the_task_follows_from_the_model(line: LineFitting) -> None:
     assert task_of(model_class("line")) is line
     assert isinstance(task_of(BiLSTMCRF), Tagging)
-    with pytest.raises(TypeError, match="Model must be one of Tagger, Line"):
+    with pytest.raises(TypeError, match="Model must be one of Tagger, Matcher, Line"):
         task_of(Model)
 
 
@@ -267,7 +267,8 @@ def test_an_option_of_another_task_is_refused_by_name(
 
     submission = tmp_path / "submission.json"
     for option in (["--scorer", "exact"], ["--errors"], ["--per-label"], ["--submission", str(submission)]):
-        said = f"{option[0]}: the run must hold a tagger, but {run} holds a line. Leave it out.\n"
+        owners = "tagger or matcher" if option == ["--errors"] else "tagger"
+        said = f"{option[0]}: the run must hold a {owners}, but {run} holds a line. Leave it out.\n"
         assert refused(cli.evaluate, *option) == said
     for option in (["--labels", "name"], ["--lexicon", "x"], ["--html", "x.html"], ["--text-column", "text"]):
         said = f"{option[0]}: the run must hold a tagger, but {run} holds a line. Leave it out.\n"
