@@ -2,6 +2,7 @@
 # make test        the tests (no network, no data sets)
 # make check       format, lint, types, layers
 # make check-data  the tests that need the real data sets: HANZOO_DATA=... HANZOO_VECTORS=... make check-data
+# make interop     the tests of what sentence-transformers and pylate make of a matcher's folder; makes .venv-interop first
 # make figures     write the tables of figures from recipes/results/
 #
 # Each of them first makes .venv and installs hanzoo into it, once. With uv where it is there, else with venv and pip.
@@ -21,7 +22,7 @@ UV := $(shell command -v uv 2>/dev/null)
 USABLE = $(or $(wildcard $(VENV)/bin/python),$(PYTHON_FOUND),$(if $(PYTHON),,$(UV)))
 TOO_OLD = hanzoo needs Python 3.11 or newer, but found none among: $(CANDIDATES). Name one: make PYTHON=/path/to/python3.12
 
-.PHONY: help install demo test check check-data figures
+.PHONY: help install demo test check check-data interop figures
 .DEFAULT_GOAL := help
 
 help:
@@ -67,6 +68,23 @@ check-data: $(INSTALLED)
 	$(if $(HANZOO_DATA),,$(error HANZOO_DATA must be set to the folder with the data sets, but is not. See README.md))
 	$(if $(HANZOO_VECTORS),,$(error HANZOO_VECTORS must be set to the folder with the vectors, but is not. See README.md))
 	$(VENV)/bin/python -m pytest -m data
+
+# pylate wants versions of its own of sentence-transformers and transformers, and of fast-plaid, which these tests do not need
+INTEROP := .venv-interop
+PYLATE := $(INTEROP)/pylate
+
+$(INTEROP)/.installed:
+	$(if $(PYTHON_FOUND),,$(error $(TOO_OLD)))
+	test -x $(INTEROP)/bin/python || $(PYTHON_FOUND) -m venv $(INTEROP)
+	$(INTEROP)/bin/python -m pip install '$(or $(TORCH),torch)'
+	$(INTEROP)/bin/python -m pip install 'sentence-transformers>=6'
+	$(INTEROP)/bin/python -m pip install --target $(PYLATE) 'transformers==5.3.0' 'huggingface_hub<2' datasets pandas ujson
+	$(INTEROP)/bin/python -m pip install --target $(PYLATE) --no-deps 'sentence-transformers==5.3.0' 'pylate==1.6.0'
+	@touch $@
+
+interop: $(INSTALLED) $(INTEROP)/.installed
+	HANZOO_INTEROP='$(abspath $(INTEROP))/bin/python' HANZOO_PYLATE='$(abspath $(PYLATE))' \
+		$(VENV)/bin/python -m pytest -m interop -rP tests/interop
 
 figures: $(INSTALLED)
 	$(VENV)/bin/python -m hanzoo.recipes.figures

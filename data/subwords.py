@@ -17,6 +17,7 @@ $HANZOO_ENCODERS, and only then on the hub.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -32,6 +33,7 @@ from hanzoo.data.files import expanded
 from hanzoo.errors import DataError
 
 CONFIG_FILE = "config.json"
+MODULES_FILE = "modules.json"  # of a sentence-transformers folder: which of its folders is what
 ENCODER_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]  # what is fetched from the hub: no pickle, no code
 SINGLE_WEIGHTS, SPLIT_WEIGHTS = "model.safetensors", "model.safetensors.index.json"
 
@@ -49,7 +51,7 @@ def find_encoder(name_or_path: str) -> Path:
     """
     root = os.environ.get("HANZOO_ENCODERS", "")
     places = [expanded(name_or_path), *([expanded(root) / name_or_path] if root else [])]
-    for place in places:
+    for place in map(_within, places):
         if (place / CONFIG_FILE).is_file():
             return _with_safetensors(place)
     looked = ", ".join(str(place) for place in dict.fromkeys(places))
@@ -63,6 +65,16 @@ def find_encoder(name_or_path: str) -> Path:
     )
 
 
+def _within(folder: Path) -> Path:
+    """Where the encoder of a sentence-transformers folder is; any other folder itself."""
+    try:
+        modules = json.loads((folder / MODULES_FILE).read_text(encoding="utf-8"))
+        paths = [module["path"] for module in modules if module["type"].endswith(".Transformer")]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return folder
+    return folder / str(paths[0]) if paths else folder
+
+
 def _from_hub(name: str) -> Path | str:
     """The folder that the hub's copy was fetched to, or why there is none."""
     from huggingface_hub import snapshot_download
@@ -72,7 +84,7 @@ def _from_hub(name: str) -> Path | str:
         return "this is no name of the hub"
     try:
         with quiet():
-            folder = Path(snapshot_download(name, allow_patterns=ENCODER_FILES))
+            folder = _within(Path(snapshot_download(name, allow_patterns=ENCODER_FILES)))
     except HFValidationError:
         return "this is no name of the hub"
     except HfHubHTTPError as error:

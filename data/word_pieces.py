@@ -29,6 +29,11 @@ class WordPieces(PieceNumbers):
         )
         return [np.array(row, dtype=np.int64) for row in found["input_ids"]]
 
+    def pair(self, first: str, second: str) -> tuple[list[int], list[int] | None]:
+        """Two texts as the tokenizer joins them, special pieces included, and the type of each piece; None = it has no types."""
+        found = self._tokenizer(first, second, split_special_tokens=True, verbose=False)
+        return found["input_ids"], found.get("token_type_ids")
+
     def number(self, piece: str) -> int | None:
         """The number of a piece as the vocabulary writes it; None where it has none."""
         return self._vocabulary.get(piece)

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from hanzoo.data.matching_catalogue import PairData
 from hanzoo.data.word_pieces import WordPieces
-from hanzoo.models.layers.encoder import Encoder
+from hanzoo.models.layers import interchange
+from hanzoo.models.layers.encoder import ENCODER_FOLDER, Encoder
 from hanzoo.models.layers.similarity import cosine_similarities, paired_cosine_similarities
 from hanzoo.models.layers.text_encoder import Pooling, TextEncoderConfig, text_vectors
 from hanzoo.models.layers.text_matcher import MatchingBatch, TextMatcher, texts_of
@@ -132,6 +133,44 @@ class BiEncoder(TextMatcher):
         return cosines
 
     # Saving.
+
+    def save_files(self, folder: Path) -> None:
+        """Also what makes `folder` one of sentence-transformers."""
+        super().save_files(folder)
+        place, width, pooling = folder / ENCODER_FOLDER, self.encoder.width, self.config.pooling
+        modules = [(ENCODER_FOLDER, interchange.TRANSFORMER)]
+
+        def add(kind: str) -> Path:
+            modules.append((f"{len(modules)}_{kind}", f"sentence_transformers.models.{kind}"))
+            part = folder / modules[-1][0]
+            part.mkdir()
+            return part
+
+        notes = []
+        if pooling == "first_last":
+            interchange.write_first_last(add("WeightedLayerPooling"), width, self.encoder.config.num_hidden_layers)
+        interchange.write_pooling(add("Pooling"), width, "mean" if pooling in ("mean", "first_last") else "cls")
+        if pooling == "pooler":
+            dense = interchange.pooler_of(self.encoder.model)
+            if dense is None:
+                notes.append(
+                    "Its pooler is none that sentence-transformers has a module for: it opens in hanzoo alone."
+                )
+            else:
+                interchange.write_dense(add("Dense"), dense.weight, dense.bias, interchange.TANH)
+        add("Normalize")
+        interchange.set_tokenizer(place, split_special_tokens=True)  # "[SEP]" written in a text is text
+        # said here and not in the encoder's config.json: hanzoo asks for all layers only where it needs them
+        layers = {"config_args": {"output_hidden_states": True}} if pooling == "first_last" else {}
+        interchange.write_transformer(place, None if self.max_pieces is None else self.max_pieces + 2, **layers)
+        opened_by = []
+        if not notes:
+            interchange.write_modules(folder, modules, {"similarity_fn_name": "cosine"})
+            opened_by = [
+                "from sentence_transformers import SentenceTransformer\n",
+                "model = SentenceTransformer('FOLDER')",
+            ]
+        interchange.write_notes(folder, "bi_encoder", opened_by, notes)
 
     @classmethod
     def from_description(cls, config: BiEncoderConfig, description: Mapping[str, Any], folder: Path) -> Self:

@@ -27,7 +27,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from hanzoo.data.word_pieces import WordPieces
 from hanzoo.errors import RecipeError
-from hanzoo.models.layers.encoder import Encoder
+from hanzoo.models.layers import interchange
+from hanzoo.models.layers.encoder import ENCODER_FOLDER, Encoder
 from hanzoo.models.layers.max_sim import max_sim, paired_max_sim
 from hanzoo.models.layers.text_encoder import TextEncoderConfig, TextRows, in_parts
 from hanzoo.models.layers.text_matcher import MatchingBatch, TextMatcher, texts_of
@@ -232,6 +233,51 @@ class ColBERT(TextMatcher):
         return found
 
     # Saving.
+
+    def save_files(self, folder: Path) -> None:
+        """Also what makes `folder` one of sentence-transformers and of pylate."""
+        super().save_files(folder)
+        config = self.config
+        length = None if self.max_pieces is None else self.max_pieces + 2
+        dense = "1_Dense"
+        # all pieces of a query, of which [CLS], marker and [SEP] come on top of what is read of a text
+        query_length = config.query_pieces if length is None else min(config.query_pieces, length + 1)
+        # then a query of one piece is as long as any other
+        fixed = config.expansion >= config.query_pieces - 4 and query_length == config.query_pieces
+        interchange.write_modules(
+            folder,
+            [(ENCODER_FOLDER, interchange.TRANSFORMER), (dense, "pylate.models.Dense.Dense")],
+            {
+                "model_type": "ColBERT",
+                "similarity_fn_name": "meanmaxsim" if config.mean else "MaxSim",
+                "query_prefix": config.query_marker,
+                "document_prefix": config.document_marker,
+                "query_length": query_length,
+                **({} if length is None else {"document_length": length}),
+                "attend_to_expansion_tokens": False,
+                "do_query_expansion": config.expansion > 0,
+                # no word that is [UNK]: all [UNK] would be left out
+                "skiplist_words": [word for word in PUNCTUATION if self.subwords.number(word) in self._skipped],
+            },
+        )
+        interchange.write_dense(folder / dense, self.projection.weight, None, interchange.IDENTITY, use_residual=False)
+        interchange.write_transformer(folder / ENCODER_FOLDER, length)
+        notes = ["A special piece that is written in a text, as [SEP], is text in hanzoo, and special elsewhere."]
+        if config.expansion and not fixed:
+            notes.append(
+                f"Behind a query of n pieces hanzoo puts {config.expansion:g} x n [MASK], up to {config.query_pieces} pieces "
+                f"in all; elsewhere every query has {config.query_pieces}: scores differ. Models that are trained with "
+                f"model.expansion={config.query_pieces}, or 0, have equal ones."
+            )
+        if config.mean:
+            notes.append("Its score is the mean over a query's tokens: pylate knows the sum alone.")
+        opened_by = [
+            "from sentence_transformers import MultiVectorEncoder  # 6 or newer\n",
+            "model = MultiVectorEncoder('FOLDER')\n",
+            "from pylate.models import ColBERT\n",
+            "model = ColBERT('FOLDER')",
+        ]
+        interchange.write_notes(folder, "colbert", opened_by, notes)
 
     @classmethod
     def from_description(cls, config: ColBERTConfig, description: Mapping[str, Any], folder: Path) -> Self:

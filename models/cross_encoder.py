@@ -22,6 +22,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from hanzoo.data.word_pieces import WordPieces
 from hanzoo.errors import RecipeError
+from hanzoo.models.layers import interchange
 from hanzoo.models.layers.encoder import Encoder
 from hanzoo.models.layers.pooling import cls_pooling
 from hanzoo.models.layers.text_encoder import TextEncoderConfig, TextRows, in_parts
@@ -171,6 +172,42 @@ class CrossEncoder(TextMatcher):
         return found
 
     # Saving.
+
+    def save_files(self, folder: Path) -> None:
+        """What makes `folder` one of transformers and sentence-transformers; the encoder is a part of it."""
+        pairs_as_here = self._tokenizer_pairs()
+        if not (pairs_as_here and interchange.write_sequence_classifier(folder, self.encoder, self.output)):
+            super().save_files(folder)
+            reason = (
+                "transformers have no class for this"
+                if pairs_as_here
+                else "the encoder's tokenizer joins pairs otherwise"
+            )
+            interchange.write_notes(folder, "cross_encoder", (), [f"It opens in hanzoo alone: {reason}."])
+            return
+        self.subwords.save(folder)
+        limit = {} if self.max_pieces is None else {"model_max_length": self.max_pieces + 2}
+        interchange.set_tokenizer(folder, split_special_tokens=True, **limit)  # "[SEP]" written in a text is text
+        notes = [
+            "The score is before any squashing, as hanzoo's.",
+            "Its pooler is a part of the identity under a tanh, and changes nothing. Draw it anew to train on elsewhere.",
+        ]
+        opened_by = [
+            "from sentence_transformers import CrossEncoder\n",
+            "model = CrossEncoder('FOLDER')\n",
+            "from transformers import AutoModelForSequenceClassification\n",
+            "model = AutoModelForSequenceClassification.from_pretrained('FOLDER')",
+        ]
+        interchange.write_notes(folder, "cross_encoder", opened_by, notes)
+
+    def _tokenizer_pairs(self) -> bool:
+        """Whether the encoder's own tokenizer writes a pair as `pair_rows` does."""
+        texts = self.subwords.encode(["a", "b c"])
+        rows = self.pair_rows([(texts[0], texts[1])])
+        written, types = self.subwords.pair("a", "b c")
+        length = len(written)
+        same = rows.mask[0].sum() == length and rows.pieces[0, :length].tolist() == written
+        return bool(same and ((types is None and not self._second) or rows.types[0, :length].tolist() == types))
 
     @classmethod
     def from_description(cls, config: CrossEncoderConfig, description: Mapping[str, Any], folder: Path) -> Self:

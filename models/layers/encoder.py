@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from hanzoo.data.subwords import PieceNumbers, Subwords, find_encoder, quiet, weights_sha256
+from hanzoo.data.subwords import CONFIG_FILE, PieceNumbers, Subwords, find_encoder, quiet, weights_sha256
 from hanzoo.data.windows import Windows, lay_out
 from hanzoo.errors import DataError, RecipeError, RunError
 from hanzoo.models.model import AttackPoint, Model, Settings
@@ -302,9 +302,13 @@ class PretrainedModel(Model):
         config: PretrainedConfig, folder: Path, reading: type[P], pooler: bool = False
     ) -> tuple[Encoder, P]:
         """The encoder and the pieces of a checkpoint, for `from_description`. Raises RunError."""
+        inner = folder / ENCODER_FOLDER
+        place = (
+            inner if inner.exists() or not (folder / CONFIG_FILE).exists() else folder
+        )  # see `CrossEncoder.save_files`
         try:
-            subwords = reading.load(folder / ENCODER_FOLDER)
-            return Encoder.load(folder / ENCODER_FOLDER, subwords, config.encoder_dropout, pooler), subwords
+            subwords = reading.load(place)
+            return Encoder.load(place, subwords, config.encoder_dropout, pooler), subwords
         except DataError as error:
             raise RunError(str(error)) from error
 
