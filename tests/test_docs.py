@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import math
 import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -17,9 +19,11 @@ import yaml
 import hanzoo
 from hanzoo import cli
 from hanzoo.data.catalogue import DATA_SETS
+from hanzoo.data.document import Document
 from hanzoo.data.readers import FORMATS, read_documents, sniff_format
 from hanzoo.errors import HanzooError
 from hanzoo.evaluation.scorers import SCORERS
+from hanzoo.models.bi_encoder import BiEncoder
 from hanzoo.models.layers.encoder import EncoderModel
 from hanzoo.models.model import Tagger
 from hanzoo.recipe import check_recipe, load_recipe
@@ -34,7 +38,7 @@ DOCUMENTS = (*READMES, "CHANGELOG.md", "CONTRIBUTING.md", "recipes/README.md")
 # What a reader brings along: a name in a command that is none of these must be a file of the project or a run made above.
 OWN_FILES = {
     "texts.txt", "texts.jsonl", "reviews.csv", "reviews.parquet", "held_out.jsonl",
-    "tagged.jsonl", "tagged.csv", "tagged.parquet", "page.html", "cluener_predict.json",
+    "pairs.tsv", "scored.tsv", "tagged.jsonl", "tagged.csv", "tagged.parquet", "page.html", "cluener_predict.json",
 }  # fmt: skip
 
 
@@ -352,8 +356,21 @@ def test_the_python_of_the_readme_runs(
     assert any(line.startswith("0 4 company 浙商银行 ") for line in lines), lines
 
 
+@pytest.mark.usefixtures("encoders")
+def test_the_python_of_matching_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = BiEncoder.build(BiEncoder.Config(encoder="tiny-bert"), SimpleNamespace(train=[Document("一")]))  # type: ignore[arg-type]
+    model.calibration = (4.0, -2.0)
+    (tmp_path / "model").mkdir()
+    model.save(tmp_path / "model")
+    run_python("runs/pairs", tmp_path / "model")
+    score, probability, shape = capsys.readouterr().out.splitlines()
+    assert float(probability) == pytest.approx(1 / (1 + math.exp(2 - 4 * float(score))))
+    assert shape == "(2, 16)"
+
+
 def test_the_calls_of_the_prose_exist() -> None:
     prose = " ".join(code for name in DOCUMENTS for code in inline_code(page(name)))
+    assert all(hasattr(BiEncoder, method) for method in re.findall(r"\bmatcher\.(\w+)", prose))
     methods = set(re.findall(r"\btagger\.(\w+)", prose))
     assert "predict_stream" in methods
     assert all(hasattr(Tagger, method) or hasattr(EncoderModel, method) for method in methods)
