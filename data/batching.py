@@ -25,6 +25,7 @@ def plan_epoch(
     micro_batches: int = 1,
     batch_characters: int = 0,
     repeats: Sequence[float] | None = None,
+    least: int = 1,
 ) -> list[Window]:
     """All windows of one epoch; without `repeats` each item is in exactly one micro-batch.
 
@@ -36,6 +37,8 @@ def plan_epoch(
         batch_characters: padded characters a micro-batch at most, 0 = no such limit; an item that is longer goes alone.
         repeats: for each item how often an epoch shall train it, at least 1, on average over epochs; the part behind the point is
             the probability of once more.
+        least: items a micro-batch at least, where there are as many: fewer are put to the next one, which is then larger than
+            `batch_size`.
 
     Returns:
         Windows in the order of training.
@@ -54,7 +57,7 @@ def plan_epoch(
     for start in range(0, len(order), bucket_size):
         bucket = order[start : start + bucket_size]
         bucket = bucket[np.argsort(length[bucket], kind="stable")]
-        batches = _cut(bucket.tolist(), length[bucket].tolist(), batch_size, batch_characters)
+        batches = _joined(_cut(bucket.tolist(), length[bucket].tolist(), batch_size, batch_characters), least)
         windows.extend(batches[at : at + micro_batches] for at in range(0, len(batches), micro_batches))
     return [windows[i] for i in generator.permutation(len(windows))]
 
@@ -71,6 +74,17 @@ def _cut(items: list[int], lengths: list[int], batch_size: int, batch_characters
         else:
             batches.append([item])
     return batches
+
+
+def _joined(batches: list[list[int]], least: int) -> list[list[int]]:
+    """Micro-batches in order, those of fewer items than `least` joined with their neighbours."""
+    joined: list[list[int]] = []
+    for batch in batches:
+        if joined and (len(batch) < least or len(joined[-1]) < least):
+            joined[-1] = joined[-1] + batch
+        else:
+            joined.append(batch)
+    return joined
 
 
 def repeat_factors(labels: Sequence[Sequence[str]], threshold: float) -> list[float]:

@@ -91,17 +91,18 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Triple:
-    """A text, one that matches it, and one that does not.
+    """A text, one that matches it, and one or several that do not.
 
     Attributes:
-        anchor, positive, negative: the three texts, every character kept; none is empty.
+        anchor, positive: two texts, every character kept; neither is empty.
+        negatives: the others, at least one; as many in every triple of a data set.
         source: "file:line" of the first line it came from.
         id: the identifier that the file gives, if any.
     """
 
     anchor: str
     positive: str
-    negative: str
+    negatives: tuple[str, ...]
     source: str = ""
     id: int | str | None = None
 

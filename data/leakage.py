@@ -96,7 +96,12 @@ def known_leaks(trained_on: Iterable[str], scored_on: str) -> list[Leak]:
 
 
 def check_leaks(
-    trained_on: Iterable[str], scored_on: str, *, encoder: str | None = None, force: bool = False
+    trained_on: Iterable[str],
+    scored_on: str,
+    *,
+    encoder: str | None = None,
+    force: bool = False,
+    cure: str = "Train on other data, or force it by data.allow_leakage",
 ) -> list[str]:
     """Refuse what leaks so that the figure means nothing, and say the rest.
 
@@ -105,6 +110,7 @@ def check_leaks(
         scored_on: the name of the data set that it is to be scored on.
         encoder: the name of the encoder it began with, whose own training sets are said where they are known.
         force: say also what would be refused.
+        cure: what else to do, for the error.
 
     Returns:
         One sentence a leak, for what stands beside the figure.
@@ -117,7 +123,7 @@ def check_leaks(
         if leak.refused and not force:
             raise RecipeError(
                 f"data: a model that is scored on {scored_on} must not be trained on {leak.trained_on}, but is: {leak.what}. "
-                "Train on other data, or force it: the figure then says so."
+                f"{cure}: the figure then says so."
             )
         forced = " (forced: the figure means nothing)" if leak.refused else ""
         said.append(f"trained on {leak.trained_on}, scored on {scored_on}: {leak.what}{forced}")
@@ -190,7 +196,7 @@ _PLACES_KEPT = 5
 def leakage(train: Iterable[Pair | Triple], evaluated: Iterable[Pair | Triple]) -> LeakageReport:
     """Count what of `evaluated` stands in `train`: of another data set, or another split of the same.
 
-    A triple counts as two pairs, (anchor, positive) and (anchor, negative), without labels.
+    A triple counts as pairs without labels: the anchor with its positive, and with each negative.
 
     Cost: linear in both; the distinct texts and pairs of `train` are held in memory.
     """
@@ -226,8 +232,8 @@ def _pairs(items: Iterable[Pair | Triple]) -> Iterator[tuple[str, str, float | N
         if isinstance(item, Pair):
             yield item.first, item.second, item.label, item.source
         else:
-            yield item.anchor, item.positive, None, item.source
-            yield item.anchor, item.negative, None, item.source
+            for other in (item.positive, *item.negatives):
+                yield item.anchor, other, None, item.source
 
 
 def _unordered(first: str, second: str) -> tuple[str, str]:

@@ -27,6 +27,7 @@ from hanzoo.data.pair_files import (
     read_pairs,
     read_triples,
 )
+from hanzoo.data.training_items import pairs_of_triples
 from hanzoo.errors import DataError, RecipeError, nearest
 
 Kind = Literal["pairs", "triples", "retrieval"]
@@ -366,14 +367,8 @@ def load_pairs(
         return _assemble(parts, called, meaning, dev_from_train, official, entry)
     if "train" not in own:
         raise RecipeError("data.train: must be given with data.dev or data.test, but is not. Add it.")
-    if scale is not None and scale not in SCALES:
-        raise RecipeError(f"data.scale: must be one of {', '.join(SCALES)}, but is {scale!r}.{nearest(scale, SCALES)}")
-    meaning = SCALES[scale or "binary"]
-    for split, path in own.items():
-        pairs, report = read_pairs(path, meaning, columns=columns)
-        key = path.name.removesuffix(".gz")
-        parts.hashes[key if key not in parts.hashes else f"{split}: {key}"] = plain_sha256(path)
-        parts.add(split, pairs, report, path.name, path.name)
+    meaning = _scale(scale)
+    _add_own(parts, own, meaning, columns)
     return _assemble(parts, _own_name(own["train"]), meaning, dev_from_train, False, None)
 
 
@@ -417,6 +412,55 @@ def load_triples(
         entry.source,
         entry.cite,
     )
+
+
+def with_pairs(
+    data: TripleData,
+    *,
+    dev: str | Path | None = None,
+    test: str | Path | None = None,
+    scale: str | None = None,
+    columns: Mapping[str, str | int] | None = None,
+) -> tuple[TripleData, PairData]:
+    """Pairs to judge by what is trained on triples, where no data set of pairs stands beside them.
+
+    Args:
+        data: the triples.
+        dev: a file of pairs with labels. None = a tenth of the triples is held out (`catalogue.is_held_out` of the anchor): each
+            is a pair that matches, and one or more that do not.
+        test: likewise a file; None = there is none.
+        scale: of the labels of these files, a name in `SCALES`; None is "binary".
+        columns: of these files; see `pair_files.Layout`.
+
+    Returns:
+        The triples that are left to train on, and the pairs; their train are those of the triples.
+
+    Raises:
+        RecipeError: the scale is unknown.
+        DataError: a file is wrong, or the tenth is empty.
+    """
+    meaning = _scale(scale)
+    parts = _PairParts()
+    parts.notes += data.notes
+    parts.hashes |= data.hashes
+    train = data.train
+    if dev is None:
+        held = [triple for triple in data.train if is_held_out(triple.anchor)]
+        train = tuple(triple for triple in data.train if not is_held_out(triple.anchor))
+        if not held or not train:
+            raise DataError(
+                f"{data.name}: 10 % of the triples must serve as dev, but of {len(data.train)} they would be {len(held)}. "
+                "Give a file of pairs for dev (data.dev), or more triples."
+            )
+        parts.pairs["dev"], parts.origin["dev"] = pairs_of_triples(held, meaning), _HELD_OUT
+        parts.notes.append(
+            f"dev is {_HELD_OUT} by a hash of the anchor: {len(held):,} triples held out as pairs, {len(train):,} left to train on"
+        )
+    _add_own(parts, {"dev": dev, "test": test}, meaning, columns)
+    parts.pairs["train"] = pairs_of_triples(train, meaning)
+    pairs = _assemble(parts, data.name, meaning, False, data.official, None)
+    cited = replace(pairs, licence=data.licence, source=data.source, cite=data.cite)
+    return replace(data, train=train), cited
 
 
 def load_retrieval(
@@ -501,6 +545,29 @@ class _PairParts:
                 max(before.longest, report.longest),
             )
         self.reports[split] = report
+
+
+def _scale(name: str | None) -> Scale:
+    if name is not None and name not in SCALES:
+        raise RecipeError(f"data.scale: must be one of {', '.join(SCALES)}, but is {name!r}.{nearest(name, SCALES)}")
+    return SCALES[name or "binary"]
+
+
+def _add_own(
+    parts: _PairParts,
+    files: Mapping[Split, str | Path | None],
+    scale: Scale,
+    columns: Mapping[str, str | int] | None,
+) -> None:
+    """Read files of one's own; None = there is none for that split."""
+    for split, file in files.items():
+        if file is None:
+            continue
+        path = expanded(str(file))
+        pairs, report = read_pairs(path, scale, columns=columns)
+        key = path.name.removesuffix(".gz")
+        parts.hashes[key if key not in parts.hashes else f"{split}: {key}"] = plain_sha256(path)
+        parts.add(split, pairs, report, path.name, path.name)
 
 
 def _own_name(path: Path) -> str:

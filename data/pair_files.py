@@ -38,7 +38,7 @@ TRIPLE_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "anchor": ("anchor", "query"),
         "positive": ("positive", "title"),
-        "negative": ("negative", "neg_title"),
+        "negative": ("negative", "neg_title", "negatives"),
         "id": ("id",),
     }
 )
@@ -253,15 +253,16 @@ def read_triples(
 
     Args:
         path: a file of UTF-8 text, gzipped if its name ends in .gz.
-        columns: which column, or which key, is "anchor", "positive", "negative" and "id"; see `Layout`.
+        columns: which column, or which key, is "anchor", "positive", "negative" and "id"; see `Layout`. In JSON lines a negative
+            may be a list of them.
         layout: how lines are cut; None tells it from the name of the file.
 
     Returns:
         The triples in order, and what was met.
 
     Raises:
-        DataError: as `read_pairs`; also where the negative is, character by character, the positive or the anchor: no model
-            can learn from that.
+        DataError: as `read_pairs`; also where a negative is, character by character, the positive or the anchor: no model
+            can learn from that; or where a row has another number of negatives than the rows before it.
         RecipeError: `columns` names a field that triples do not have.
     """
     path = Path(path)
@@ -270,16 +271,27 @@ def read_triples(
     report = PairReport()
     for where, record in _records(path, layout, TRIPLE_NAMES):
         report.rows += 1
-        anchor, positive, negative = (_text(record, key, where) for key in ("anchor", "positive", "negative"))
-        if negative in (anchor, positive):
-            other = "positive" if negative == positive else "anchor"
+        anchor, positive = (_text(record, key, where) for key in ("anchor", "positive"))
+        given = record["negative"]
+        negatives = tuple(
+            _text({"negative": each}, "negative", where) for each in (given if isinstance(given, list) else [given])
+        )
+        for negative in negatives:
+            if negative in (anchor, positive):
+                other = "positive" if negative == positive else "anchor"
+                raise DataError(
+                    f"{where}: the negative must be another text than the {other}, but both are {shorten(negative)}. "
+                    "Mend or remove the line."
+                )
+        wanted = len(triples[0].negatives) if triples else max(1, len(negatives))
+        if len(negatives) != wanted:
             raise DataError(
-                f"{where}: the negative must be another text than the {other}, but both are {shorten(negative)}. "
-                "Mend or remove the line."
+                f"{where}: a row must have {wanted} negatives{', as the rows before it' if triples else ''}, but has "
+                f"{len(negatives)}. Mend the line, or split the file."
             )
         report.identical += anchor == positive
-        report.longest = max(report.longest, len(anchor), len(positive), len(negative))
-        triples.append(Triple(anchor, positive, negative, where, identifier(record, where)))
+        report.longest = max(report.longest, len(anchor), len(positive), *map(len, negatives))
+        triples.append(Triple(anchor, positive, negatives, where, identifier(record, where)))
     if not triples:
         raise DataError(f"{path}: the file must hold at least one triple, but holds none. Check the path.")
     return triples, report

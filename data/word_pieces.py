@@ -23,6 +23,8 @@ class WordPieces(PieceNumbers):
         A text of blanks has none. "[SEP]" written in a text is text. A lone surrogate, which no tokenizer takes, is read like a
         character that cannot be decoded.
         """
+        if not texts:  # the tokenizer wants one at least
+            return []
         readable = [text.encode("utf-8", "surrogatepass").decode("utf-8", "replace") for text in texts]
         found = self._tokenizer(
             readable, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False

@@ -27,7 +27,7 @@ from hanzoo.data.files import expanded, write_file
 from hanzoo.data.randomness import reseed
 from hanzoo.errors import DataError, HanzooError, RecipeError, RunError
 from hanzoo.evaluation.report import learning_curve
-from hanzoo.models.model import Model, TargetForm, load_model, model_class
+from hanzoo.models.model import Matcher, Model, TargetForm, TeacherSettings, load_model, model_class
 from hanzoo.recipe import Recipe, load_recipe
 from hanzoo.tasks.catalogue import require_options
 from hanzoo.tasks.task import Data, DataSettings, Report, Say, Subject, Task
@@ -42,7 +42,7 @@ from hanzoo.training.checkpoint import (
 )
 from hanzoo.training.distillation import (
     Distillation,
-    DistillationSettings,
+    SoftTargets,
     common_form,
     describe_targets,
     ensure_targets,
@@ -148,8 +148,11 @@ class Training:
 
     def ensure_targets(self, folder: Path, say: Say) -> None:
         """Have what the teachers say, if there are any, in the run directory `folder`; before the first step."""
-        if self.lesson is not None:
-            self.lesson.ensure_targets(folder / "targets", self.labelled, self.model.device, say)
+        if self.lesson is None:
+            return
+        self.lesson.ensure_targets(folder / "targets", self.labelled, self.model.device, say)
+        if isinstance(self.model, Matcher) and self.model.objective is not None:
+            self.model.objective.targets = SoftTargets(folder / "targets")
 
 
 def prepare(recipe: Recipe, folder: Path, resume: bool, device: torch.device, say: Say) -> Training:
@@ -182,12 +185,13 @@ def prepare(recipe: Recipe, folder: Path, resume: bool, device: torch.device, sa
         repeats = None
     inputs = dict(model.inputs)
     tricks: list[Trick] = build_tricks(recipe.tricks)
-    lesson = None if recipe.distillation is None else prepare_lesson(recipe, recipe.distillation, data, model, say)
+    lesson = None if recipe.teaching is None else prepare_lesson(recipe, recipe.teaching, data, model, say)
     if lesson is not None:
         features += [model.featurize(item) for item in lesson.unlabelled]
         repeats = None if repeats is None else [*repeats, *(1.0 for _ in lesson.unlabelled)]
-        tricks.append(Distillation(lesson.settings, folder / "targets", len(labelled)))
         inputs |= lesson.inputs
+        if recipe.distillation is not None:  # else the objective looks up what the teachers say
+            tricks.append(Distillation(recipe.distillation, folder / "targets", len(labelled)))
     trainer = Trainer(
         model,
         features,
@@ -443,10 +447,10 @@ def choose_device(name: str) -> torch.device:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What distillation adds to a training.
+    """What teachers add to a training.
 
     Attributes:
-        settings: the recipe's section.
+        settings: the recipe's section that names them.
         task: of the student and of its teachers.
         data: of the student.
         form: of the soft targets.
@@ -455,7 +459,7 @@ class Lesson:
         inputs: what it is made from: teacher or file -> sha256.
     """
 
-    settings: DistillationSettings
+    settings: TeacherSettings
     task: Task
     data: Data
     form: TargetForm
@@ -468,9 +472,8 @@ class Lesson:
         items = [self.task.without_gold(item) for item in (*labelled, *self.unlabelled)]
         texts = [self.task.text(item) for item in items]
         say(f"soft targets of {len(self.teachers)} teacher(s) for {len(texts)} texts: {folder}")
-        facts = describe_targets(
-            self.form, self.settings.temperature, [self.inputs[name] for name in self.teachers], texts
-        )
+        temperature = self.settings.target_temperature
+        facts = describe_targets(self.form, temperature, [self.inputs[name] for name in self.teachers], texts)
 
         def load_teachers() -> list[Model]:
             found = [load_of(self.task, run).to(device) for run in self.teachers.values()]
@@ -484,14 +487,13 @@ class Lesson:
         """What stands in results.json."""
         return {
             "teachers": [str(run) for run in self.teachers.values()],
-            "temperature": self.settings.temperature,
-            "weight": self.settings.weight,
+            **self.settings.model_dump(exclude={"teacher", "unlabelled", "format"}),
             "labelled": num_labelled,
             "unlabelled": len(self.unlabelled),
         }
 
 
-def prepare_lesson(recipe: Recipe, settings: DistillationSettings, data: Data, student: Model, say: Say) -> Lesson:
+def prepare_lesson(recipe: Recipe, settings: TeacherSettings, data: Data, student: Model, say: Say) -> Lesson:
     """Read the texts of a recipe's distillation, look at its teachers, and check that they may be used.
 
     Raises:
@@ -505,16 +507,20 @@ def prepare_lesson(recipe: Recipe, settings: DistillationSettings, data: Data, s
     for number, run in enumerate(runs, start=1):
         teacher = load_of(task, run)
         form = common_form(student, str(run), teacher)
+        task.teach(teacher, student, data)
         _refuse_leak(run, recipe, data, say)
         teachers[f"teacher {number}"] = run
         inputs[f"teacher {number}"] = tensors_sha256(teacher.state_dict())
     assert form is not None  # a recipe names one teacher at least
     judged = {task.text(item) for item in (*data.dev, *(data.test or ()))}
     unlabelled: list[Any] = []
-    for number, file in enumerate(settings.files, start=1):
+    files, format = (
+        ((), None) if recipe.distillation is None else (recipe.distillation.files, recipe.distillation.format)
+    )
+    for number, file in enumerate(files, start=1):
         path = find_texts(file)
         inputs[f"unlabelled {number} ({path.name})"] = plain_sha256(path)
-        found = task.read_texts(path, settings.format)
+        found = task.read_texts(path, format)
         kept = [item for item in found if task.text(item) not in judged]
         left_out = f", {len(found) - len(kept):,} left out that stand in dev or test" if len(kept) < len(found) else ""
         say(f"{path.name}: {len(kept):,} texts to learn from the teacher{left_out}")
@@ -532,13 +538,14 @@ def _refuse_leak(run: Path, recipe: Recipe, data: Data, say: Say) -> None:
     except HanzooError as error:
         say(f"{run}: what the teacher was trained on is not known here ({error})")
         return
-    task = recipe.task
+    assert recipe.teaching is not None
+    task, section = recipe.task, recipe.teaching.section
     known = set(map(task.text, theirs.train)) - set(map(task.text, data.train))
     for split, items in (("dev", data.dev), ("test", data.test or ())):
         leaked = sum(task.text(item) in known for item in items)
         if leaked:
             raise RecipeError(
-                f"{recipe.place}: distillation.teacher must not have been trained on the student's {split}, but {run} was, on "
+                f"{recipe.place}: {section}.teacher must not have been trained on the student's {split}, but {run} was, on "
                 f"{leaked:,} of its {len(items):,} {task.items}. Train the teacher on the student's data (data.*)."
             )
 

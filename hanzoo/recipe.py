@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from hanzoo.errors import RecipeError, nearest
-from hanzoo.models.model import Settings, model_class, model_names, objective_class
+from hanzoo.models.model import Settings, TeacherSettings, model_class, model_names, objective_class
 from hanzoo.tasks.catalogue import TASKS, task_of
 from hanzoo.tasks.task import DataSettings, EvaluateSettings, Task
 from hanzoo.training.distillation import DistillationSettings
@@ -108,7 +108,13 @@ class Recipe:
     def located(self) -> Recipe:
         """The same recipe with absolute paths to files and runs of one's own, so that a run finds them from any folder."""
         distillation = None if self.distillation is None else self.distillation.located()
-        return replace(self, data=self.data.located(), distillation=distillation)
+        objective = self.objective.located() if isinstance(self.objective, TeacherSettings) else self.objective
+        return replace(self, data=self.data.located(), distillation=distillation, objective=objective)
+
+    @property
+    def teaching(self) -> TeacherSettings | None:
+        """The section that names teachers; None where there are none."""
+        return self.objective if isinstance(self.objective, TeacherSettings) else self.distillation
 
     def with_seed(self, seed: int) -> Recipe:
         values = self.to_dict()
@@ -332,8 +338,15 @@ def check_recipe(values: Mapping[str, Any], *, name: str, place: str) -> Recipe:
                     f"Set train.start_from=RUN, or remove train.tricks.{trick}."
                 )
         mistakes.extend(conflicts(tricks, {"model": model, "train": train}))
+        if objective_name is not None:
+            mistakes.extend(_whole_batches(objective_name, train))
     distillation = None
-    if values.get("distillation") is not None:
+    if values.get("distillation") is not None and task.objectives:
+        mistakes.append(
+            f"distillation is a section for models that bring their own loss; a {task.kind} learns from a teacher by "
+            "objective.name=distillation (or margin_mse) and objective.teacher. Remove it."
+        )
+    elif values.get("distillation") is not None:
         distillation = _check(DistillationSettings, sections["distillation"], "distillation", mistakes)
     evaluate = _check(task.evaluate_settings, sections["evaluate"], "evaluate", mistakes)
     if mistakes:
@@ -362,6 +375,21 @@ def _check_objective(
         )
         return None, None
     return name, _check(objective_class(name).Settings, section, "objective", mistakes)
+
+
+def _whole_batches(objective: str, train: TrainSettings) -> Iterator[str]:
+    """What of a `train` section cuts the batches of an objective that compares all of a batch."""
+    cls = objective_class(objective)
+    if not cls.decomposes and train.accumulation > 1:
+        yield (
+            f"train.accumulation must be 1 with the objective {objective}, but is {train.accumulation}: it compares the items of a "
+            "batch with each other, and would compare fewer. Raise train.batch_size, with model.rows_at_once for the memory."
+        )
+    if train.batch_size < cls.least_items:
+        yield (
+            f"train.batch_size must be {cls.least_items} or more with the objective {objective}, but is {train.batch_size}: it "
+            "compares the items of a batch with each other. Raise it."
+        )
 
 
 def _check(settings: type[S], values: Mapping[str, Any], where: str, mistakes: list[str]) -> S | None:

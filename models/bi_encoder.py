@@ -20,10 +20,10 @@ from torch import Tensor
 from hanzoo.data.matching_catalogue import PairData
 from hanzoo.data.word_pieces import WordPieces
 from hanzoo.models.layers import interchange
-from hanzoo.models.layers.encoder import ENCODER_FOLDER, Encoder
+from hanzoo.models.layers.encoder import ENCODER_FOLDER
 from hanzoo.models.layers.similarity import cosine_similarities, paired_cosine_similarities
 from hanzoo.models.layers.text_encoder import Pooling, TextEncoderConfig, text_vectors
-from hanzoo.models.layers.text_matcher import MatchingBatch, TextMatcher, texts_of
+from hanzoo.models.layers.text_matcher import MatchingBatch, TextMatcher
 from hanzoo.models.model import Comparison
 
 
@@ -71,18 +71,12 @@ class BiEncoder(TextMatcher):
     shape_fields: ClassVar[tuple[str, ...]] = ("encoder", "pooling")
     config: BiEncoderConfig
 
-    def __init__(self, config: BiEncoderConfig, encoder: Encoder, subwords: WordPieces) -> None:
-        super().__init__()
-        self.config = config
-        self.encoder = encoder
-        self.subwords = subwords
-
     @classmethod
     def build(cls, config: BiEncoderConfig, data: PairData) -> Self:
         encoder, subwords, digest = cls.open_folder(config, WordPieces, config.pooling == "pooler")
         model = cls(config, encoder, subwords)
         model.inputs = {f"encoder {config.encoder}": digest}
-        model.notes = tuple(model.length_notes(text for item in data.train for text in texts_of(item)))
+        model.notes = tuple(model.cut_notes(data.train))
         return model
 
     @property

@@ -25,6 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from hanzoo.data.document import Document, Pair, Triple
 from hanzoo.data.word_pieces import WordPieces
 from hanzoo.errors import RecipeError
 from hanzoo.models.layers import interchange
@@ -128,10 +129,7 @@ class ColBERT(TextMatcher):
     config: ColBERTConfig
 
     def __init__(self, config: ColBERTConfig, encoder: Encoder, subwords: WordPieces) -> None:
-        super().__init__()
-        self.config = config
-        self.encoder = encoder
-        self.subwords = subwords
+        super().__init__(config, encoder, subwords)
         self.projection = nn.Linear(encoder.width, config.dimension, bias=False)
         nn.init.normal_(self.projection.weight, std=0.02)  # as BERT's own layers
         self._markers = tuple(self._marker(name) for name in ("query_marker", "document_marker"))
@@ -158,8 +156,14 @@ class ColBERT(TextMatcher):
         encoder, subwords, digest = cls.open_folder(config, WordPieces)
         model = cls(config, encoder, subwords)
         model.inputs = {f"encoder {config.encoder}": digest}
-        model.notes = tuple(model.length_notes(text for item in data.train for text in texts_of(item)))
+        model.notes = tuple(model.cut_notes(data.train))
         return model
+
+    def cut_counts(self, items: Sequence[Pair | Triple | Document]) -> Mapping[str, tuple[int, int]]:
+        texts = list(map(texts_of, items))
+        limit = None if self.max_pieces is None else self.max_pieces - 1
+        queries = self.count_longer([own[0] for own in texts], self.config.query_pieces - 3, "queries")
+        return queries | self.count_longer([text for own in texts for text in own[1:]], limit, "documents")
 
     # Texts to rows.
 

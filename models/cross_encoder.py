@@ -20,13 +20,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from hanzoo.data.document import Document, Pair, Triple
 from hanzoo.data.word_pieces import WordPieces
 from hanzoo.errors import RecipeError
 from hanzoo.models.layers import interchange
 from hanzoo.models.layers.encoder import Encoder
 from hanzoo.models.layers.pooling import cls_pooling
 from hanzoo.models.layers.text_encoder import TextEncoderConfig, TextRows, in_parts
-from hanzoo.models.layers.text_matcher import MatchingBatch, TextMatcher
+from hanzoo.models.layers.text_matcher import MatchingBatch, TextMatcher, texts_of
 from hanzoo.models.model import Comparison
 
 
@@ -96,10 +97,7 @@ class CrossEncoder(TextMatcher):
     config: CrossEncoderConfig
 
     def __init__(self, config: CrossEncoderConfig, encoder: Encoder, subwords: WordPieces) -> None:
-        super().__init__()
-        self.config = config
-        self.encoder = encoder
-        self.subwords = subwords
+        super().__init__(config, encoder, subwords)
         self.output = nn.Linear(encoder.width, 1)
         nn.init.normal_(self.output.weight, std=0.02)  # as BERT's own layers
         nn.init.zeros_(self.output.bias)
@@ -111,7 +109,18 @@ class CrossEncoder(TextMatcher):
         encoder, subwords, digest = cls.open_folder(config, WordPieces)
         model = cls(config, encoder, subwords)
         model.inputs = {f"encoder {config.encoder}": digest}
+        model.notes = tuple(model.cut_notes(data.train))
         return model
+
+    def cut_counts(self, items: Sequence[Pair | Triple | Document]) -> Mapping[str, tuple[int, int]]:
+        room = self.room
+        if room is None:
+            return {}
+        texts = [texts_of(item) for item in items]
+        pairs = [(own[0], other) for own in texts for other in (own[1:] or own)]
+        pieces = [self.subwords.encode([pair[side] for pair in pairs]) for side in (0, 1)]
+        longer = sum(len(first) + len(second) > room for first, second in zip(*pieces, strict=True))
+        return {f"pairs have more than {room} pieces: the rest of the longer text is not read": (longer, len(pairs))}
 
     # Pairs to rows.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,9 @@ from scipy.special import expit
 from torch import Tensor, nn
 
 from hanzoo.data.document import Document, Entity, Span, TaggedText
+from hanzoo.data.files import expanded
 from hanzoo.data.schemes import TagSet
+from hanzoo.data.training_items import ItemKind
 from hanzoo.errors import RecipeError, RunError, nearest
 from hanzoo.models.layers.embedding import VocabularyEmbedding
 
@@ -40,6 +43,7 @@ WEIGHTS_FILE = "hanzoo.safetensors"
 POSITIONS_A_BATCH = 16_384  # at inference: padded characters a batch, so that memory does not grow with the texts
 TEXTS_A_CHUNK = 1_024  # at inference: texts read ahead, sorted by length, given back in order
 CHARACTERS_A_CHUNK = 131_072
+LEAST_BATCHES = 20  # of which one at least must teach something
 
 Draw = Callable[[int], np.random.Generator]  # one generator an item: collate asks for it with the item's id
 
@@ -48,6 +52,31 @@ class Settings(BaseModel):
     """A section of a recipe: unknown keys and wrong types are errors, nothing is converted in silence."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class TeacherSettings(Settings):
+    """Fields of a section of a recipe that has teachers.
+
+    Attributes:
+        teacher: a run directory, or several; one that holds several seeds counts as that many teachers.
+    """
+
+    section: ClassVar[str]  # its name in a recipe
+
+    teacher: str | list[str] = Field(min_length=1)
+
+    def located(self) -> Self:
+        """The same with absolute paths, so that a run finds them from any folder."""
+        return self.model_copy(update={"teacher": [str(expanded(name).absolute()) for name in self.teachers]})
+
+    @property
+    def teachers(self) -> list[str]:
+        return [self.teacher] if isinstance(self.teacher, str) else self.teacher
+
+    @property
+    def target_temperature(self) -> float:
+        """That what the teachers say is softened by before it is kept."""
+        return 1.0
 
 
 class Features(Protocol):
@@ -236,7 +265,10 @@ class Model(nn.Module, ABC):
         for name in cls.shape_fields:
             old, new = getattr(previous.config, name), getattr(config, name)
             if old != new:
-                written = old if isinstance(old, str) else json.dumps(old)  # as in a recipe: null, true
+                plain = isinstance(old, str) and re.fullmatch(r"[\w./~][\w./~ -]*", old)
+                written = (
+                    old if plain else json.dumps(old, ensure_ascii=False)
+                )  # as in a recipe: null, true, "[unused1]"
                 raise RecipeError(
                     f"model.{name}: must be {old!r} as in the model of train.start_from, but is {new!r}. "
                     f"Set model.{name}={written}, or train without train.start_from."
@@ -274,6 +306,19 @@ class Model(nn.Module, ABC):
     def training_state(self) -> Mapping[str, Tensor]:
         """Tensors that training needs beyond the weights; kept in `state/`, never in `model/`."""
         return {}
+
+    @property
+    def least_items(self) -> int:
+        """Items that a batch must hold in training for its losses to teach anything."""
+        return 1
+
+    def training_notes(self) -> Sequence[str]:
+        """What a person should be told of the training since it was asked last; asked as tricks are.
+
+        Raises:
+            RunError: nothing of what was trained could teach anything.
+        """
+        return ()
 
     def batches_by_length(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Indices of non-empty items, longest first, in batches of at most POSITIONS_A_BATCH padded characters."""
@@ -453,6 +498,13 @@ def load_model(folder: Path) -> Model:
     return model_class(name).load(folder)
 
 
+class ItemTargets(Protocol):
+    """What teachers say of each training item, looked up by its place among them."""
+
+    def of(self, item_ids: Sequence[int], device: torch.device) -> list[Tensor]:
+        """For each item (rows, columns) float32."""
+
+
 class Comparison(ABC):
     """What a matcher makes of a batch: vectors or scores of the texts of its items, to be compared as an objective asks.
 
@@ -480,6 +532,11 @@ class Objective(nn.Module, ABC):
 
     Settings: ClassVar[type[Settings]]
     decomposes: ClassVar[bool]  # False: the units of a batch depend on one another, and it may not be cut
+    learns_from: ClassVar[tuple[ItemKind, ...]]  # kinds of items
+    least_items: ClassVar[int] = 1  # that a batch must hold to teach anything
+
+    targets: ItemTargets | None = None  # what its teachers say, where its settings are `TeacherSettings`
+    num_taught = num_untaught = 0  # batches of training items since the notes were made last
 
     @classmethod
     @abstractmethod
@@ -503,18 +560,35 @@ class Objective(nn.Module, ABC):
     def num_units(self, num_items: int) -> Mapping[str, int]:
         """For each part of the loss the units that so many items of a batch have."""
 
+    def teaches(self, batch: Any) -> bool:
+        """Whether a batch can teach anything. One that cannot has a loss without gradient, and is counted."""
+        return True
+
     @abstractmethod
     def of(self, compared: Comparison, batch: Any) -> Mapping[str, Tensor]:
         """The losses of a batch, un-reduced: (units,) float32 a part."""
+
+    def sample_targets(self, compared: Comparison, batch: Any, draw: np.random.Generator) -> Any:
+        """The batch with targets drawn from the matcher's own distribution, see `Model.sample_targets`; None = it has none."""
+        return None
 
     @abstractmethod
     def agreement(self, first: Comparison, second: Comparison, batch: Any) -> Mapping[str, Tensor]:
         """What R-Drop adds: how far two passes over one batch lie apart, (units,) float32 a part."""
 
 
+def cut_notes(counts: Mapping[str, tuple[int, int]]) -> list[str]:
+    """What a person should be told, from `Matcher.cut_counts`; nothing where all is read."""
+    return [f"{longer:,} of {number:,} {said}" for said, (longer, number) in counts.items() if longer]
+
+
+PAIR_SCORES = TargetForm("pair scores", ("score",))
+
+
 class MatcherDescription(Settings):
     """What hanzoo.json says of a saved matcher beyond its config; see `Matcher`."""
 
+    trained_on: list[str] = Field(default_factory=list)
     threshold: float | None = None
     calibration: list[float] | None = Field(default=None, min_length=2, max_length=2)
 
@@ -524,16 +598,43 @@ class Matcher(Model):
 
     Attributes:
         objective: what it is trained towards; None for one that is not being trained.
+        trained_on: names of the data sets that it was trained on, in all its stages, those of its teachers included.
         threshold: the score from which two texts are said to match, chosen on dev; None where nothing chose one.
         calibration: (factor, offset): a score's log-odds of a match are factor x score + offset; None where nothing fitted them.
     """
 
     threshold: float | None = None
     calibration: tuple[float, float] | None = None
+    trained_on: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         super().__init__()
         self.objective: Objective | None = None
+
+    @property
+    def least_items(self) -> int:
+        return 1 if self.objective is None else self.objective.least_items
+
+    def training_notes(self) -> Sequence[str]:
+        objective = self.objective
+        if objective is None or not objective.num_untaught:
+            return ()
+        untaught, batches = objective.num_untaught, objective.num_untaught + objective.num_taught
+        if not objective.num_taught and batches >= LEAST_BATCHES:
+            raise RunError(
+                f"objective: batches must hold something to compare, but none of {batches} did. Raise train.batch_size."
+            )
+        objective.num_taught = objective.num_untaught = 0
+        said = f"{untaught:,} of {batches:,} batches held nothing to compare and taught nothing"
+        return (f"{said}: a larger train.batch_size has fewer of them",)
+
+    def target_form(self) -> TargetForm | None:
+        return PAIR_SCORES
+
+    def soft_targets(self, output: Any, batch: Any, temperature: float) -> list[Tensor]:
+        """The scores of each item's first text with each of its others, (others, 1) float; see `Model.soft_targets`."""
+        scores = [output.paired(0, other) for other in range(1, batch.keys.shape[1])]
+        return list((torch.stack(scores, dim=1) / temperature).unsqueeze(2))
 
     @property
     def width(self) -> int | None:
@@ -553,8 +654,25 @@ class Matcher(Model):
         assert self.objective is not None
         return self.objective.agreement(first, second, batch)
 
+    def trained_weights(self) -> dict[str, Tensor]:
+        """All weights but those of the objective."""
+        return {name: weight for name, weight in self.state_dict().items() if not name.startswith("objective.")}
+
+    def sample_targets(self, output: Any, batch: Any, draw: np.random.Generator) -> Any:
+        assert self.objective is not None
+        drawn = self.objective.sample_targets(output, batch, draw)
+        return super().sample_targets(output, batch, draw) if drawn is None else drawn
+
     def own_weights(self) -> dict[str, Tensor]:
         return {name: weight for name, weight in super().own_weights().items() if not name.startswith("objective.")}
+
+    @abstractmethod
+    def cut_counts(self, items: Sequence[Any]) -> Mapping[str, tuple[int, int]]:
+        """Of which texts of items the model does not read all, and of how many: what is said of them -> two numbers."""
+
+    def cut_notes(self, items: Sequence[Any]) -> list[str]:
+        """What a person should be told of items of which the model does not read all."""
+        return cut_notes(self.cut_counts(items))
 
     @abstractmethod
     def scores(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
@@ -593,6 +711,7 @@ class Matcher(Model):
 
     def description(self) -> dict[str, Any]:
         return {
+            "trained_on": list(self.trained_on),
             "threshold": self.threshold,
             "calibration": None if self.calibration is None else list(self.calibration),
         }
@@ -600,6 +719,7 @@ class Matcher(Model):
     def with_description(self, description: Mapping[str, Any]) -> Self:
         """The same, with what `description` said of it."""
         saved = MatcherDescription.model_validate(dict(description))
+        self.trained_on = tuple(saved.trained_on)
         self.threshold = saved.threshold
         self.calibration = None if saved.calibration is None else (saved.calibration[0], saved.calibration[1])
         return self
@@ -806,7 +926,7 @@ class Tagger(Model):
 
 
 __all__ = [
-    "AttackPoint", "Batch", "Comparison", "Draw", "Features", "Matcher", "Model", "Objective", "Settings", "Tagger",
-    "TaggerDescription", "TargetForm", "in_chunks", "is_table", "load_model", "model_class", "model_names", "only_class",
-    "read_description", "read_tensors",
+    "AttackPoint", "Batch", "Comparison", "Draw", "Features", "ItemTargets", "Matcher", "Model", "Objective", "Settings",
+    "Tagger", "TaggerDescription", "TargetForm", "TeacherSettings", "cut_notes", "in_chunks", "is_table", "load_model", "model_class",
+    "model_names", "only_class", "read_description", "read_tensors",
 ]  # fmt: skip

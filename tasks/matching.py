@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from hanzoo.data.document import Document, Pair
+from hanzoo.data.document import Document, Pair, Triple
 from hanzoo.data.files import expanded
-from hanzoo.data.matching_catalogue import MATCHING_SETS, PairData, load_pairs
-from hanzoo.data.pair_files import read_pairs
+from hanzoo.data.leakage import LeakageReport, check_leaks, leakage
+from hanzoo.data.matching_catalogue import MATCHING_SETS, PairData, TripleData, load_pairs, load_triples, with_pairs
+from hanzoo.data.pair_files import Scale, read_pairs
+from hanzoo.data.randomness import generator, reseed
+from hanzoo.data.training_items import ItemKind, matches, texts, triples_of_pairs
 from hanzoo.errors import DataError, RecipeError, RunError
 from hanzoo.evaluation.calibration import brier, expected_calibration_error, fit_platt
 from hanzoo.evaluation.matching import (
@@ -30,7 +34,8 @@ from hanzoo.evaluation.matching import (
 )
 from hanzoo.evaluation.report import run_card, show_figure
 from hanzoo.evaluation.significance import Comparison, compare
-from hanzoo.models.model import Matcher, Model, Settings, objective_class, objective_names
+from hanzoo.models.layers.text_matcher import texts_of
+from hanzoo.models.model import Matcher, Model, Settings, TeacherSettings, objective_class, objective_names
 from hanzoo.tasks.matching_errors import worst_pairs
 from hanzoo.tasks.matching_prediction import PREDICT_OPTIONS, score_file
 from hanzoo.tasks.task import ERRORS_OPTION, DataSettings, EvaluateSettings, Report, Say, Subject, Task
@@ -39,55 +44,86 @@ from hanzoo.training.trick import Start
 
 OWN_FILES = ("train", "dev", "test")
 
+FORCE_LEAKAGE = "--allow-leakage"
+EVALUATE_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "--errors": ERRORS_OPTION,
+    FORCE_LEAKAGE: {
+        "action": "store_true",
+        "help": "score a matcher also on data that it is known to have been trained on; the figure means nothing, and says so",
+    },
+}
+DRAWN_FROM = 8  # texts on which it is tried whether dropout does anything
+
 
 class MatchingDataSettings(DataSettings):
-    """The `data` section: a data set of pairs by name, or files of one's own.
+    """The `data` section: a data set of pairs by name, or files of one's own; and what of it is trained on.
 
     Attributes:
         name: afqmc, stsb, atec, bq, lcqmc, pawsx, ocnli and others.
         train: files of one's own (TSV, CSV, JSON lines), split already; with them
         dev: (10 % of train by a fixed hash, if left out) and
         test: (optional). `~` is put in full, here and in the two before.
+        triples: a data set of triples by name (simclue), or a file of one's own. They are trained on; the pairs of `name`, or of
+            `dev` and `test`, are what is selected and reported on. Without such pairs 10 % of the triples serve, as pairs.
         scale: what the labels of one's own files mean; None = two classes, 0 and 1.
-        columns: which column of one's own files is what.
+        columns: which column of one's own pairs is what.
+        triple_columns: and of one's own triples.
         dev_from_train: hold out 10 % of train for selection; the official dev is then only reported on.
-        items: what is trained on: pairs with their labels; matches, the pairs with the highest label; texts, each of them once,
-            without labels.
-        most: pairs of train that are used at most, the first ones; None = all.
+        items: what is trained on: pairs with their labels; matches, the pairs with the highest label; triples, of pairs: one that
+            matches with one of the lowest label and the same first text; texts, each of them once, without labels. None = triples
+            where they are given, else pairs.
+        most: items of train (pairs, or triples) that are used at most, the first ones; None = all.
+        allow_leakage: train also where what is reported on is known to stand in what is trained on: the figure means nothing.
     """
 
-    sources: ClassVar[tuple[str, ...]] = ("name", "train")
-    names: ClassVar[Collection[str]] = MATCHING_SETS
+    sources: ClassVar[tuple[str, ...]] = ("name", "train", "triples")
+    names: ClassVar[Collection[str]] = tuple(name for name, entry in MATCHING_SETS.items() if entry.kind == "pairs")
 
     name: str | None = None
     train: str | None = None
     dev: str | None = None
     test: str | None = None
+    triples: str | None = None
     scale: str | None = None
     columns: dict[str, str | int] | None = None
+    triple_columns: dict[str, str | int] | None = None
     dev_from_train: bool = False
-    items: Literal["pairs", "matches", "texts"] = "pairs"
-    most: int | None = None
+    items: ItemKind | None = None
+    most: int | None = Field(default=None, ge=1)
+    allow_leakage: bool = False
 
-    @field_validator(*OWN_FILES)
+    @field_validator(*OWN_FILES, "triples")
     @classmethod
     def _with_home(cls, path: str | None) -> str | None:
         return str(expanded(path)) if path is not None and path.startswith("~") else path
 
     @model_validator(mode="after")
     def _has_one_source(self) -> Self:
-        given = [key for key in self.sources if getattr(self, key) is not None]
-        if len(given) != 1:
+        given = [key for key in ("name", "train") if getattr(self, key) is not None]
+        if self.triples is None and len(given) != 1:
             raise PydanticCustomError(
                 "section",
-                "must have exactly one of name and train, but has {given}. "
+                "must have exactly one of name and train, or triples, but has {given}. "
                 "Name a data set (data.name=stsb) or a file of your own (data.train=my.tsv).",
                 {"given": " and ".join(given) or "none"},
+            )
+        if self.triples is not None and self.train is not None:
+            raise PydanticCustomError(
+                "section",
+                "must not have train beside triples, which are what is trained on, but has. Remove one of them.",
+            )
+        if self.triples is not None and self.items in ("pairs", "matches"):
+            raise PydanticCustomError(
+                "section",
+                "must have items triples or texts beside triples, but has {items}. Remove items.",
+                {"items": self.items},
             )
         return self
 
     def located(self) -> Self:
         given = {key: getattr(self, key) for key in OWN_FILES}
+        if self.triples not in MATCHING_SETS:
+            given["triples"] = self.triples
         places = {key: str(Path(path).absolute()) for key, path in given.items() if path is not None}
         return self.model_copy(update=places)
 
@@ -112,30 +148,30 @@ class MatchingData:
     Attributes:
         pairs: read and checked.
         items: see `MatchingDataSettings`.
-        most: see there.
+        train: the items.
+        hashes: of all files.
+        notes: all a person should be told.
+        trained_on: names of the data sets that the items come from.
+        triples: that are trained on; None where they are made of pairs, or are none.
+        allow_leakage: see `MatchingDataSettings`.
     """
 
     pairs: PairData
-    items: str
-    most: int | None
+    items: ItemKind
+    train: Sequence[Pair | Triple | Document]
+    hashes: Mapping[str, str]
+    notes: Sequence[str]
+    trained_on: tuple[str, ...]
+    triples: TripleData | None = None
+    allow_leakage: bool = False
 
     @property
     def name(self) -> str:
         return self.pairs.name
 
     @property
-    def scale(self) -> Any:
+    def scale(self) -> Scale:
         return self.pairs.scale
-
-    @property
-    def train(self) -> Sequence[Pair | Document]:
-        pairs = self.pairs.train[: self.most]
-        if self.items == "pairs":
-            return pairs
-        if self.items == "matches":
-            return tuple(pair for pair in pairs if pair.label == self.scale.high)
-        texts = dict.fromkeys(text for pair in pairs for text in (pair.first, pair.second))
-        return tuple(Document(text) for text in texts)
 
     @property
     def dev(self) -> Sequence[Pair]:
@@ -144,14 +180,6 @@ class MatchingData:
     @property
     def test(self) -> Sequence[Pair] | None:
         return self.pairs.test
-
-    @property
-    def hashes(self) -> Mapping[str, str]:
-        return self.pairs.hashes
-
-    @property
-    def notes(self) -> Sequence[str]:
-        return self.pairs.notes
 
     @property
     def dev_source(self) -> str:
@@ -163,6 +191,11 @@ class MatchingData:
 
     def split(self, name: str) -> Sequence[Pair]:
         return self.pairs.split(name)
+
+
+def official_name(name: str) -> str:
+    """The data set that a copy with other counts is of, for what is known of it."""
+    return name.removesuffix("-unofficial")
 
 
 def labels_of(pairs: Sequence[Pair]) -> NDArray[np.float64]:
@@ -184,10 +217,12 @@ class MatchingReport(Report):
     Attributes:
         scores: (seeds, pairs).
         thresholds: a seed: the model's; None where it has none.
+        said: what a reader of the figures should be told beside: leaks, texts that are not read whole.
     """
 
     scores: NDArray[np.float64]
     thresholds: Sequence[float | None]
+    said: Sequence[str] = ()
 
     def remarks(self) -> list[str]:
         first = self.figures[0]
@@ -196,7 +231,7 @@ class MatchingReport(Report):
             f"always saying the most frequent label is right in {show_figure(first['majority'])} %"
         )
         constant = [figures["constant"] for figures in self.figures if figures["constant"]]
-        return [known, *(f"{what} are constant: the correlation is 0" for what in constant)]
+        return [known, *(f"{what} are constant: the correlation is 0" for what in constant), *self.said]
 
     def summary(self) -> dict[str, Any]:
         names = [name for name, value in self.figures[0].items() if isinstance(value, int | float)]
@@ -236,7 +271,7 @@ class Matching(Task):
     data_settings = MatchingDataSettings
     evaluate_settings = MatchingEvaluateSettings
     options: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
-        "evaluate": {"--errors": ERRORS_OPTION},
+        "evaluate": EVALUATE_OPTIONS,
         "predict": PREDICT_OPTIONS,
     }
     objectives = tuple(objective_names())
@@ -244,8 +279,21 @@ class Matching(Task):
     # Data.
 
     def load_data(self, settings: MatchingDataSettings) -> MatchingData:
-        given = settings.model_dump(exclude={"items", "most"})
-        return MatchingData(load_pairs(**given), settings.items, settings.most)
+        pairs, triples = _read(settings)
+        kind = settings.items or ("pairs" if triples is None else "triples")
+        sources = (pairs.name,) if triples is None else (triples.name,)
+        hashes, notes = dict(pairs.hashes), list(pairs.notes)
+        if triples is not None and settings.name is not None:
+            hashes |= {f"triples: {name}": digest for name, digest in triples.hashes.items()}
+            notes += triples.notes
+            for split, some in (("dev", pairs.dev), ("test", pairs.test or ())):
+                notes += [f"triples: {line}" for line in leakage(triples.train, some).describe(split)]
+        notes += check_leaks(
+            [official_name(name) for name in sources], official_name(pairs.name), force=settings.allow_leakage
+        )
+        given = pairs.train if triples is None else triples.train
+        train = _items(kind, given[: settings.most], pairs)
+        return MatchingData(pairs, kind, train, hashes, notes, sources, triples, settings.allow_leakage)
 
     def check(self, settings: MatchingEvaluateSettings, data: MatchingData, place: str) -> None:
         if settings.metric == "auc" and not data.scale.is_binary:
@@ -258,25 +306,33 @@ class Matching(Task):
         pairs = data.pairs
         return {
             "name": pairs.name,
-            "view": data.items,
-            "official": pairs.official,
-            "sha256": dict(pairs.hashes),
+            "view": data.items if data.triples is None else f"{data.items} of {data.triples.name}",
+            "official": pairs.official and (data.triples is None or data.triples.official),
+            "sha256": dict(data.hashes),
             "counts": {
-                name: {"pairs": len(split)}
-                for name, split in {"train": pairs.train, "dev": pairs.dev, "test": pairs.test or ()}.items()
+                name: {kind: len(split)}
+                for name, kind, split in (
+                    ("train", data.items, data.train),
+                    ("dev", "pairs", pairs.dev),
+                    ("test", "pairs", pairs.test or ()),
+                )
             },
             "dev_source": pairs.dev_source,
             "test_source": pairs.test_source,
             "protocol": pairs.protocol,
-            "notes": list(pairs.notes),
+            "notes": list(data.notes),
             "licence": pairs.licence,
             "source": pairs.source,
             "cite": pairs.cite,
         }
 
     def tables(self, data: MatchingData) -> list[list[dict[str, Any]]]:
-        splits = {"train": data.pairs.train, "dev": data.dev} | ({"test": data.test} if data.test else {})
-        return [[{"split": split} | _extent(pairs) for split, pairs in splits.items()]]
+        """How long the texts are, and what of dev and test stands in train."""
+        judged = {"dev": data.dev} | ({"test": data.test} if data.test else {})
+        known = _known(data)
+        extents = [{"split": "train", data.items: len(data.train)} | _extent(data.train)]
+        extents += [{"split": split, "pairs": len(pairs)} | _extent(pairs) for split, pairs in judged.items()]
+        return [extents, [{"split": split} | _leak_row(leakage(known, pairs)) for split, pairs in judged.items()]]
 
     # Items.
 
@@ -287,10 +343,12 @@ class Matching(Task):
         return [f"{item.label:g}"] if isinstance(item, Pair) and item.label is not None else []
 
     def text(self, item: Any) -> str:
-        return f"{item.first}\t{item.second}" if isinstance(item, Pair) else str(item.text)
+        return "\t".join(texts_of(item))
 
     def without_gold(self, item: Any) -> Any:
-        return Pair(item.first, item.second) if isinstance(item, Pair) else Document(item.text)
+        if isinstance(item, Pair):
+            return Pair(item.first, item.second)
+        return Triple(item.anchor, item.positive, item.negatives) if isinstance(item, Triple) else Document(item.text)
 
     def read_texts(self, path: Path, format: str | None) -> Sequence[Pair]:
         return [Pair(pair.first, pair.second, None, pair.source, pair.id) for pair in read_pairs(path)[0]]
@@ -304,7 +362,38 @@ class Matching(Task):
     # Training.
 
     def aim(self, model: Matcher, objective: str, settings: Settings, data: MatchingData) -> None:
-        model.objective = objective_class(objective).build(settings, model, data)
+        cls = objective_class(objective)
+        if data.items not in cls.learns_from:
+            others = [name for name in objective_names() if data.items in objective_class(name).learns_from]
+            raise RecipeError(
+                f"objective.name: {objective} must have {' or '.join(cls.learns_from)} to learn from, but data.items is "
+                f"{data.items}. Set data.items={cls.learns_from[0]}, or take another objective: {', '.join(others)}."
+            )
+        labels = {item.label for item in data.train if isinstance(item, Pair)}
+        if data.items == "pairs" and len(labels) < 2:
+            raise DataError(
+                f"{data.name}: the pairs that are trained on must have two labels at least, but all have {labels.pop():g}. "
+                "Raise data.most, or check the file."
+            )
+        self._note_leaks(model, data, data.trained_on)
+        model.objective = cls.build(settings, model, data)
+        if not isinstance(settings, TeacherSettings):
+            _try_out(model, data.train[: max(2, cls.least_items)])
+        if data.items == "texts":
+            _require_dropout(model, data.train[:DRAWN_FROM])
+
+    @staticmethod
+    def _note_leaks(model: Matcher, data: MatchingData, names: Sequence[str]) -> None:
+        """Add to what a model was trained on, unless it leaks into what it is judged by."""
+        model.trained_on = tuple(dict.fromkeys((*model.trained_on, *names)))
+        said = check_leaks(
+            map(official_name, model.trained_on), official_name(data.name), encoder=encoder_name(model),
+            force=data.allow_leakage,
+        )  # fmt: skip
+        model.notes = (*model.notes, *(line for line in said if line not in (*data.notes, *model.notes)))
+
+    def teach(self, teacher: Matcher, student: Matcher, data: MatchingData) -> None:
+        self._note_leaks(student, data, teacher.trained_on)
 
     def restrict(self, model: Matcher, data: MatchingData) -> None:
         """Nothing: a matcher has one scale."""
@@ -376,13 +465,28 @@ class Matching(Task):
         gold = labels_of(subject.items)
         two_classes = set(gold) <= {0.0, 1.0}
         scores, figures, thresholds = [], [], []
+        said: dict[str, None] = {}
         for model in models:
+            if subject.elsewhere:
+                leaks = check_leaks(
+                    map(official_name, model.trained_on), official_name(subject.data.name), encoder=encoder_name(model),
+                    force=bool(options.get(FORCE_LEAKAGE)), cure=f"Score other data, or force it by {FORCE_LEAKAGE}",
+                )  # fmt: skip
+                said.update(dict.fromkeys(leaks))
+            elif not subject.from_data and subject.data is not None:
+                said.update(dict.fromkeys(leakage(_known(subject.data), subject.items).describe(subject.place)))
+            said.update(dict.fromkeys(model.cut_notes(subject.items)))
             found = scores_of(model, subject.items)
             scores.append(found)
             figures.append(self._figures(model, gold, found, two_classes))
             thresholds.append(model.threshold if two_classes else None)
         return MatchingReport(
-            task=self, subject=subject, figures=figures, scores=np.stack(scores), thresholds=thresholds
+            task=self,
+            subject=subject,
+            figures=figures,
+            scores=np.stack(scores),
+            thresholds=thresholds,
+            said=tuple(said),
         )
 
     def require_same(self, subject: Subject, other: Subject) -> None:
@@ -419,10 +523,104 @@ def _reliability(model: Matcher, scores: NDArray[np.float64], matches: NDArray[n
     return {"ece": expected_calibration_error(probabilities, matches), "brier": brier(probabilities, matches)}
 
 
-def _extent(pairs: Sequence[Pair]) -> dict[str, Any]:
-    lengths = sorted(len(text) for pair in pairs for text in (pair.first, pair.second))
+def _read(settings: MatchingDataSettings) -> tuple[PairData, TripleData | None]:
+    """The pairs of a recipe, and its triples if it has any."""
+    if settings.triples is None:
+        keys = ("name", *OWN_FILES, "scale", "columns", "dev_from_train")
+        return load_pairs(**{key: getattr(settings, key) for key in keys}), None
+    named = settings.triples in MATCHING_SETS
+    source = {"name" if named else "train": settings.triples}
+    triples = load_triples(**source, columns=settings.triple_columns)
+    if settings.name is not None:
+        return load_pairs(name=settings.name, dev_from_train=settings.dev_from_train), triples
+    own = {key: getattr(settings, key) for key in ("dev", "test", "scale", "columns")}
+    left, pairs = with_pairs(triples, **own)
+    return pairs, left
+
+
+def _items(
+    kind: ItemKind, given: Sequence[Pair] | Sequence[Triple], pairs: PairData
+) -> Sequence[Pair | Triple | Document]:
+    """What is trained on, of pairs or triples. Raises DataError where that is nothing."""
+    labelled = [item for item in given if isinstance(item, Pair)]
+    made: Sequence[Pair | Triple | Document]
+    if kind == "texts":
+        made = texts(given)
+    elif kind == "matches":
+        made = matches(labelled, pairs.scale)
+    elif kind == "triples" and labelled:
+        made = triples_of_pairs(labelled, pairs.scale)
+    else:
+        made = given
+    if not made:
+        raise DataError(
+            f"{pairs.name}: train must hold {kind} to train on, but of its {len(given):,} pairs none are: the labels "
+            f"{pairs.scale.high:g}{f' and {pairs.scale.low:g}, for one first text,' if kind == 'triples' else ''} are needed. "
+            "Take other data.items."
+        )
+    return tuple(made)
+
+
+def _known(data: MatchingData) -> Sequence[Pair] | Sequence[Triple]:
+    """What a model was trained on, as it was read."""
+    return data.pairs.train if data.triples is None else data.triples.train
+
+
+def encoder_name(model: Matcher) -> str | None:
+    """The name of the encoder that a model began with."""
+    name = getattr(model.config, "encoder", None)
+    return None if name is None else Path(name).name
+
+
+def _try_out(model: Matcher, items: Sequence[Any]) -> None:
+    """Compute a loss once, so that an objective that does not go with a model is refused before anything is written."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        batch = model.collate([model.featurize(item) for item in items])
+        model.losses(model(batch), batch)
+    model.train(was_training)
+
+
+def _require_dropout(model: Matcher, items: Sequence[Any]) -> None:
+    """Raise RecipeError where the views of a single text are the same, so that nothing can be learnt from them."""
+    features = [model.featurize(item) for item in items]
+
+    def collated() -> Any:
+        return model.collate(features, lambda item: generator(0, "dropout is tried", item), range(len(features)))
+
+    objective = model.objective
+    assert objective is not None
+    drawn = (objective.views(item.texts, generator(0, "dropout is tried", n)) for n, item in enumerate(features))
+    if any(not np.array_equal(views[0], views[1]) for views in drawn):
+        return
+    was_training = model.training
+    model.train()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        reseed(0, "dropout is tried")
+        first, second = (model(collated()).paired(0, 1) for _ in range(2))
+    model.train(was_training)
+    if torch.equal(first, second):
+        raise RecipeError(
+            "model.encoder_dropout: must be above 0 with single texts, whose two views differ by dropout alone, but "
+            f"{encoder_name(model)} has none. Set model.encoder_dropout=0.1."
+        )
+
+
+def _leak_row(report: LeakageReport) -> dict[str, Any]:
     return {
-        "pairs": len(pairs),
+        "pairs": report.pairs,
+        "in train": report.pairs_in_train,
+        "with the same label": report.same_label,
+        "in another writing": report.pairs_normalised - report.pairs_in_train,
+        "texts": report.texts,
+        "texts in train": report.texts_in_train,
+    }
+
+
+def _extent(items: Sequence[Any]) -> dict[str, Any]:
+    lengths = sorted(len(text) for item in items for text in texts_of(item))
+    return {
         "characters": sum(lengths),
         "median length": statistics.median_low(lengths),
         "95 %": lengths[(len(lengths) - 1) * 95 // 100],

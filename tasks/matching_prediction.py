@@ -8,13 +8,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from hanzoo.data.document import Pair
 from hanzoo.data.pair_files import PAIR_NAMES
 from hanzoo.data.text_streams import Additions, Format, Row, RowReader, open_writer, read_rows
 from hanzoo.errors import DataError, RunError
-from hanzoo.models.model import Matcher
+from hanzoo.models.model import Matcher, cut_notes
 from hanzoo.tasks.streams import found_in
 from hanzoo.tasks.task import Say
-from hanzoo.training.distributed import rank
+from hanzoo.training.distributed import gather_objects, rank
 
 SIDES = ("first", "second")
 FORMATS: tuple[Format, ...] = ("tsv", "csv", "jsonl", "parquet")
@@ -69,9 +70,12 @@ def score_file(model: Matcher, arguments: argparse.Namespace, say: Say) -> int:
         replaced = [name for name in additions.names if name in (rows.header or ())]
         if replaced:
             say(f"{arguments.file}: its columns {', '.join(replaced)} are replaced in what is written")
-        scored = found_in(_with_both(rows, names), _length, lambda chunk: _scored(model, chunk, names))
+        cut: dict[str, tuple[int, int]] = {}
+        scored = found_in(_with_both(rows, names), _length, lambda chunk: _scored(model, chunk, names, cut))
         if rank():  # works for the first one, which writes
-            return sum(isinstance(found, str) for _, found in scored)
+            refused = sum(isinstance(found, str) for _, found in scored)
+            gather_objects(cut)
+            return refused
         writer = open_files.enter_context(open_writer(arguments.output, rows, additions))
         for row, found in scored:
             if isinstance(found, str):
@@ -79,6 +83,11 @@ def score_file(model: Matcher, arguments: argparse.Namespace, say: Say) -> int:
                 writer.write(replace(row, text=None, error=found), None)
             else:
                 writer.write(row, found)
+    total: dict[str, tuple[int, int]] = {}
+    for part in gather_objects(cut):
+        _add(total, part)
+    for note in cut_notes(total):
+        say(note)
     return refused
 
 
@@ -157,19 +166,34 @@ def _length(row: Row) -> int:
     return sum(len(value) for value in row.columns.values() if isinstance(value, str))
 
 
-def _scored(model: Matcher, rows: Sequence[Row], names: Mapping[str, tuple[str, ...]]) -> list[Found | str]:
-    """What the model says of each row, or why it can say nothing."""
+def _add(total: dict[str, tuple[int, int]], part: Mapping[str, tuple[int, int]]) -> None:
+    """Add what `Matcher.cut_counts` says of further pairs."""
+    for said, (longer, number) in part.items():
+        before = total.get(said, (0, 0))
+        total[said] = before[0] + longer, before[1] + number
+
+
+def _scored(
+    model: Matcher, rows: Sequence[Row], names: Mapping[str, tuple[str, ...]], cut: dict[str, tuple[int, int]]
+) -> list[Found | str]:
+    """What the model says of each row, or why it can say nothing; what it does not read whole is added to `cut`."""
     good = [row for row in rows if row.error is None]
+    if good:
+        _add(cut, model.cut_counts([Pair(*_texts(row, names)) for row in good]))
     said = iter(_found(model, good, names))
     return [row.error or next(said) for row in rows]
+
+
+def _texts(row: Row, names: Mapping[str, tuple[str, ...]]) -> tuple[str, str]:
+    first, second = (str(row.columns[_name(names[side], row.columns)]) for side in SIDES)
+    return first, second
 
 
 def _found(model: Matcher, rows: Sequence[Row], names: Mapping[str, tuple[str, ...]]) -> list[Found | str]:
     if not rows:
         return []
-    pairs = [tuple(str(row.columns[_name(names[side], row.columns)]) for side in SIDES) for row in rows]
     try:
-        scores = model.scores([(first, second) for first, second in pairs])
+        scores = model.scores([_texts(row, names) for row in rows])
     except DataError as error:  # a text of which the tokenizer leaves nothing: which one, halves tell
         if len(rows) == 1:
             return [f"{rows[0].place}: {str(error).removeprefix('text: ')}"]

@@ -4,7 +4,7 @@ Recipes, trainings, evaluations and commands are the same for every model. What 
 it is fitted on dev, and what `predict.py` does with it, depends on what the model is for. All of that, and nothing else, is here:
 
     recipe.py    data_settings, evaluate_settings             # the sections that differ
-    build.py     load_data, check, training_items, restrict,  # a training
+    build.py     load_data, check, training_items, teach, restrict,  # a training
                  classes, start, dev_evaluation, calibrate, figures, describe, card
                  text, without_gold, read_texts               # distillation: items of which only the teachers speak
                  read_labelled, require_same, report          # an evaluation
@@ -232,6 +232,9 @@ class Task(ABC):
     def aim(self, model: Any, objective: str, settings: Settings, data: Any) -> None:
         """Train a model towards an objective; of a task that has some. Raises RecipeError where the two do not fit the data."""
         raise NotImplementedError
+
+    def teach(self, teacher: Any, student: Any, data: Any) -> None:  # noqa: B027 - most have nothing against it
+        """Told of each teacher of a model that is trained on data. Raises RecipeError where it must not teach it."""
 
     @abstractmethod
     def restrict(self, model: Any, data: Any) -> None:

@@ -17,10 +17,12 @@ import torch
 import yaml
 from torch import Tensor
 
-from hanzoo.data.document import Document
+from hanzoo.data.document import Pair
 from hanzoo.data.randomness import generator, reseed
 from hanzoo.errors import RecipeError, RunError
-from hanzoo.models.model import Model, Tagger, load_model, model_class, model_names
+from hanzoo.models.model import Matcher, Model, Tagger, load_model, model_class, model_names
+from hanzoo.models.objectives.binary import Binary
+from hanzoo.models.objectives.info_nce import InfoNCE
 from hanzoo.tasks.tagging import Tagging, TaggingEvaluateSettings
 from hanzoo.training.checkpoint import tensors_sha256
 from hanzoo.training.distillation import common_form
@@ -31,7 +33,10 @@ pytestmark = pytest.mark.usefixtures("deterministic", "encoders", "lexicons")
 
 # Windows of 16 characters, so that the longer sentences of `tiny` need two or three.
 SETTINGS: dict[str, dict[str, Any]] = {
+    "bi_encoder": {"encoder": "tiny-bert"},
     "bilstm_crf": {"dimension": 8, "hidden": 12, "num_layers": 2, "unknown_rate": 0.1},
+    "colbert": {"encoder": "tiny-bert", "dimension": 8, "document_marker": "#", "query_pieces": 12, "mean": True},
+    "cross_encoder": {"encoder": "tiny-bert"},
     "encoder_crf": {"encoder": "tiny-bert", "window": 16, "lstm_hidden": 16},
     "encoder_flat": {
         "encoder": "tiny-bert",
@@ -57,7 +62,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "global_pointer": {"encoder": "tiny-bert", "window": 16, "dimension": 8},
 }
 NO_RANDOMNESS: dict[str, dict[str, Any]] = {
+    "bi_encoder": {"encoder_dropout": 0.0},
     "bilstm_crf": {"dropout_embedding": 0.0, "dropout_hidden": 0.0, "unknown_rate": 0.0},
+    "colbert": {"encoder_dropout": 0.0},
+    "cross_encoder": {"encoder_dropout": 0.0, "dropout": 0.0},
     "encoder_crf": {"encoder_dropout": 0.0, "dropout_hidden": 0.0},
     "encoder_flat": {
         "encoder_dropout": 0.0,
@@ -111,12 +119,18 @@ def has_distribution(name: str) -> bool:
     return model_class(name).sample_targets is not Model.sample_targets
 
 
+def items_of(model: Model | str) -> Sequence[Any]:
+    """What a model is trained on."""
+    matcher = issubclass(model_class(model), Matcher) if isinstance(model, str) else isinstance(model, Matcher)
+    return tiny.PAIRS if matcher else tiny.DOCUMENTS
+
+
 def quiet(name: str, seed: int = 1) -> Model:
     """A model that draws nothing."""
     return tiny.build(name, SETTINGS[name] | NO_RANDOMNESS[name], seed)
 
 
-def losses_of(model: Model, items: Sequence[Document], change: Callable[[Any], Any] = lambda batch: batch) -> Tensor:
+def losses_of(model: Model, items: Sequence[Any], change: Callable[[Any], Any] = lambda batch: batch) -> Tensor:
     """The loss of each item, in float64."""
     model.eval()
     with torch.no_grad():
@@ -125,13 +139,18 @@ def losses_of(model: Model, items: Sequence[Document], change: Callable[[Any], A
 
 
 def predictions(model: Model, texts: Sequence[str]) -> list[Any]:
-    assert isinstance(model, Tagger)  # matchers and classifiers: what they answer goes here
+    if isinstance(model, Matcher):  # of each text with the next
+        return model.scores(list(zip(texts, [*texts[1:], TEXTS[0]], strict=True))).tolist()
+    assert isinstance(model, Tagger)  # classifiers: what they answer goes here
     return list(model.predict(texts))
 
 
 def assert_same_predictions(first: Sequence[Any], second: Sequence[Any]) -> None:
     assert len(first) == len(second)
     for one, other in zip(first, second, strict=True):
+        if isinstance(one, float):
+            assert one == pytest.approx(other, abs=1e-5)
+            continue
         assert one.text == other.text
         assert [entity.span for entity in one.entities] == [entity.span for entity in other.entities]
         for a, b in zip(one.entities, other.entities, strict=True):
@@ -142,23 +161,39 @@ TEXTS = [document.text for document in tiny.DOCUMENTS]
 LONG = tiny.marked("⟨name|王小明⟩" + "说了很多很多话" * 12)
 
 
+def long_of(name: str) -> Any:
+    """An item with a text that is longer than all others."""
+    return Pair("今天下雨", LONG.text, 1.0) if issubclass(model_class(name), Matcher) else LONG
+
+
 @every_model
 def test_batched_equals_one_by_one(name: str) -> None:
     model = quiet(name)
-    alone = torch.cat([losses_of(model, [item]) for item in tiny.DOCUMENTS])
-    assert torch.allclose(losses_of(model, tiny.DOCUMENTS), alone, rtol=1e-5, atol=1e-5)
-    assert alone.unique().numel() == len(tiny.DOCUMENTS)
+    items = items_of(name)
+    alone = torch.cat([losses_of(model, [item]) for item in items])
+    assert torch.allclose(losses_of(model, items), alone, rtol=1e-5, atol=1e-5)
+    assert alone.unique().numel() == len(items)
 
 
 @every_model
 def test_more_padding_changes_nothing(name: str) -> None:
     model = quiet(name)
-    padded = losses_of(model, [*tiny.DOCUMENTS, LONG])[:-1]
-    assert torch.allclose(padded, losses_of(model, tiny.DOCUMENTS), rtol=1e-5, atol=1e-5)
+    padded = losses_of(model, [*items_of(name), long_of(name)])[:-1]
+    assert torch.allclose(padded, losses_of(model, items_of(name)), rtol=1e-5, atol=1e-5)
 
 
 def scrambled(batch: Any) -> Any:
     """The batch with other content at its padding: what stands at real positions, moved."""
+    if hasattr(batch, "rows"):
+        rows = batch.rows
+        real = rows.mask | getattr(
+            rows, "scored", torch.zeros_like(rows.mask)
+        )  # [MASK] that no piece attends to are scored
+        assert not real.all()
+        assert rows.mask.any()
+        return dataclasses.replace(
+            batch, rows=dataclasses.replace(rows, pieces=torch.where(real, rows.pieces, rows.pieces[:, 1:2].flip(0)))
+        )
     assert not batch.mask.all()
     changed: dict[str, Any] = {}
     for field in dataclasses.fields(batch):
@@ -197,27 +232,35 @@ def scrambled_lattice(batch: Any) -> dict[str, Any]:
 @every_model
 def test_the_content_of_padding_means_nothing(name: str) -> None:
     model = quiet(name)
-    expected = losses_of(model, tiny.DOCUMENTS)
-    assert torch.allclose(losses_of(model, tiny.DOCUMENTS, scrambled), expected, rtol=1e-6, atol=1e-6)
+    expected = losses_of(model, items_of(name))
+    assert torch.allclose(losses_of(model, items_of(name), scrambled), expected, rtol=1e-6, atol=1e-6)
 
 
 @every_model
 def test_order_of_the_batch_means_nothing(name: str) -> None:
-    model = quiet(name)
-    order = generator(1, "order").permutation(len(tiny.DOCUMENTS)).tolist()
-    shuffled = losses_of(model, [tiny.DOCUMENTS[i] for i in order])
-    assert torch.allclose(shuffled, losses_of(model, tiny.DOCUMENTS)[order], rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(shuffled, losses_of(model, tiny.DOCUMENTS), rtol=1e-3)
+    model, items = quiet(name), items_of(name)
+    order = generator(1, "order").permutation(len(items)).tolist()
+    shuffled = losses_of(model, [items[i] for i in order])
+    assert torch.allclose(shuffled, losses_of(model, items)[order], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(shuffled, losses_of(model, items), rtol=1e-3)
 
 
 @every_model
 def test_what_a_model_teaches_is_what_it_learns(name: str) -> None:
     model = quiet(name)
     form = model.target_form()
-    features = [model.featurize(item) for item in tiny.DOCUMENTS]
+    features = [model.featurize(item) for item in items_of(name)]
     batch = model.collate(features)
     assert batch.item_ids == ()
     output = model(batch)
+    if isinstance(model, Matcher):  # what it teaches its students' objective learns
+        assert common_form(model, "runs/teacher", quiet("cross_encoder")) == form
+        with torch.no_grad():
+            targets = model.soft_targets(output, batch, 2.0)
+        assert [row.shape for row in targets] == [(1, 1)] * len(features)
+        expected = model.scores([(pair.first, pair.second) for pair in tiny.PAIRS]) / 2
+        assert torch.cat(targets).squeeze(1).tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+        return
     if form is None:  # what has no soft targets neither teaches nor learns, with a teacher and with a student that do
         other = quiet("bilstm_crf")
         for student, teacher in ((model, model), (model, other), (other, model)):
@@ -258,16 +301,16 @@ def test_what_shapes_a_model_cannot_change_when_it_goes_on(name: str) -> None:
         old = getattr(config, field)
         new = {bool: not old, type(None): "other", str: "other"}.get(type(old), 3)
         with pytest.raises(RecipeError, match=rf"model\.{field}: must be .* is {new!r}\. Set ") as found:
-            type(previous).continue_from(config.model_copy(update={field: new}), previous, tiny.data())
+            type(previous).continue_from(config.model_copy(update={field: new}), previous, tiny.data_of(name))
         setting = str(found.value).partition("Set model.")[2].partition(", or train")[0]
         assert yaml.safe_load(setting.replace("=", ": ")) == {field: old}  # as it would stand in a recipe
-    assert type(previous).continue_from(config, previous, tiny.data()).config == config
+    assert type(previous).continue_from(config, previous, tiny.data_of(name)).config == config
 
 
 @every_model
 def test_all_parameters_get_gradients(name: str) -> None:
     model = tiny.build(name, SETTINGS[name])
-    batch = model.collate([model.featurize(item) for item in tiny.DOCUMENTS])
+    batch = model.collate([model.featurize(item) for item in items_of(name)])
     reseed(1, "dropout")
     model.train()
     sum(value.sum() for value in model.losses(model(batch), batch).values()).backward()  # type: ignore[union-attr]
@@ -289,21 +332,28 @@ def devices_of(value: Any) -> set[str]:
 @every_model
 def test_a_batch_moves_as_a_whole(name: str) -> None:
     model = tiny.build(name, SETTINGS[name])
-    batch = model.collate([model.featurize(item) for item in tiny.DOCUMENTS], item_ids=range(len(tiny.DOCUMENTS)))
+    items = items_of(name)
+    batch = model.collate([model.featurize(item) for item in items], item_ids=range(len(items)))
     moved = batch.to(torch.device("meta"))
     assert devices_of(batch) == {"cpu"}
     assert devices_of(moved) == {"meta"}
-    assert moved.item_ids == batch.item_ids == tuple(range(len(tiny.DOCUMENTS)))
+    assert moved.item_ids == batch.item_ids == tuple(range(len(items)))
     assert batch.to(torch.device("cpu")) is batch
 
 
 @every_model
 def test_input_draws_are_keyed_by_item(name: str) -> None:
     model = tiny.build(name, SETTINGS[name])
-    features = [model.featurize(item) for item in tiny.DOCUMENTS]
+    features = [model.featurize(item) for item in items_of(name)]
+    if isinstance(model, Matcher) and name != "cross_encoder":  # of single texts, which are repeated in part
+        model.objective = InfoNCE(repetition=0.3)
+        features = [model.featurize(document) for document in tiny.DOCUMENTS]
 
     def tensors(order: Sequence[int], draw: Callable[[int], Any] | None) -> list[Tensor]:
         batch = model.collate([features[i] for i in order], draw, list(order))
+        if isinstance(model, Matcher):  # rows are views of all items, one view after the other
+            pieces = batch.rows.pieces.unflatten(0, (-1, len(order))).transpose(0, 1)
+            return [pieces, batch.keys, batch.labels.nan_to_num()]
         values = [getattr(batch, field.name) for field in dataclasses.fields(batch)]
         return [value for value in values if isinstance(value, Tensor)]
 
@@ -320,7 +370,9 @@ def test_input_draws_are_keyed_by_item(name: str) -> None:
 def test_the_fisher_information_of_drawn_targets(name: str) -> None:
     """E[gradient of log p] = 0 over targets that come from the model itself, and is not over gold ones."""
     model = quiet(name)
-    batch = model.collate([model.featurize(tiny.DOCUMENTS[2])])
+    if isinstance(model, Matcher):
+        model.objective = Binary()  # without a scale: cosines of untrained encoders are all near 1
+    batch = model.collate([model.featurize(items_of(name)[2])])
     if not has_distribution(name):
         with pytest.raises(RecipeError, match=f"train.tricks: {name} must say how likely its targets are"):
             model.sample_targets(model(batch), batch, generator(1, "targets", 0))
@@ -350,11 +402,11 @@ def test_the_fisher_information_of_drawn_targets(name: str) -> None:
 def learnt(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, encoders: Path, lexicons: Path
 ) -> Model:
-    """A model that has learnt eight sentences by heart."""
+    """A model that has learnt eight sentences, or pairs, by heart."""
     folder = tmp_path_factory.mktemp(request.param)
     model = quiet(request.param)
     trained = tiny.trainer(
-        model, folder, items=tiny.DOCUMENTS[:8], epochs=60, batch_size=4, clip=5.0, log_every=2,
+        model, folder, items=items_of(model)[:8], epochs=60, batch_size=4, clip=5.0, log_every=2,
         optimizer={"learning_rate": 0.03},
     )  # fmt: skip
     trained.evaluate = lambda _: {"f1": float(trained.progress.step)}  # the last epoch is the best
@@ -363,9 +415,10 @@ def learnt(
 
 
 def test_eight_examples_are_learnt(learnt: Model) -> None:
-    assert losses_of(learnt, tiny.DOCUMENTS[:8]).mean() < 0.02
+    items = items_of(learnt)[:8]
+    assert losses_of(learnt, items).mean() < 0.02
     untrained = quiet(type(learnt).__module__.rpartition(".")[2])
-    assert losses_of(untrained, tiny.DOCUMENTS[:8]).mean() > 2.0
+    assert losses_of(untrained, items).mean() > (0.5 if isinstance(learnt, Matcher) else 2.0)
     if isinstance(learnt, Tagger):
         found = learnt.predict(TEXTS[:8])
         gold = [document.spans for document in tiny.DOCUMENTS[:8]]
@@ -374,6 +427,14 @@ def test_eight_examples_are_learnt(learnt: Model) -> None:
 
 
 def test_predictions_do_not_depend_on_the_company(learnt: Model) -> None:
+    if isinstance(learnt, Matcher):
+        texts = [*TEXTS, LONG.text]
+        pairs = list(itertools.permutations(texts, 2))
+        found = learnt.scores(pairs).tolist()
+        assert_same_predictions(found, [learnt.score(*pair) for pair in pairs])
+        assert_same_predictions(learnt.scores(pairs[::-1]).tolist()[::-1], found)
+        assert len(set(found)) > len(pairs) / 3
+        return
     together = predictions(learnt, [*TEXTS, LONG.text])
     alone = [found for text in [*TEXTS, LONG.text] for found in predictions(learnt, [text])]
     assert_same_predictions(together, alone)
@@ -382,6 +443,8 @@ def test_predictions_do_not_depend_on_the_company(learnt: Model) -> None:
 
 
 def test_calibration_reads_each_text_once(learnt: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    if isinstance(learnt, Matcher):
+        return
     assert isinstance(learnt, Tagger)
     monkeypatch.setattr(learnt, "temperature", 1.0)
     features = [learnt.featurize(document) for document in tiny.DOCUMENTS]
@@ -401,12 +464,12 @@ def test_calibration_reads_each_text_once(learnt: Model, monkeypatch: pytest.Mon
 
 def test_a_saved_model_is_the_same_model(learnt: Model, tmp_path: Path) -> None:
     learnt.save(tmp_path)
-    loaded = load_model(tmp_path)
+    loaded = tiny.aimed(load_model(tmp_path))
     assert type(loaded) is type(learnt)
     assert not loaded.training
     assert loaded.config == learnt.config
     assert tensors_sha256(loaded.state_dict()) == tensors_sha256(learnt.state_dict())
-    assert torch.equal(losses_of(loaded, tiny.DOCUMENTS), losses_of(learnt, tiny.DOCUMENTS))
+    assert torch.equal(losses_of(loaded, items_of(learnt)), losses_of(learnt, items_of(learnt)))
     assert list(map(repr, predictions(loaded, TEXTS))) == list(map(repr, predictions(learnt, TEXTS)))
     suffixes = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
     assert suffixes <= {".json", ".safetensors", ".txt"}  # nothing that runs code when it is read
@@ -420,6 +483,8 @@ def test_a_saved_model_is_the_same_model(learnt: Model, tmp_path: Path) -> None:
 
 
 def test_texts_of_any_content_come_back(learnt: Model) -> None:
+    if isinstance(learnt, Matcher):  # which refuses texts of blanks: see tests/models/test_matchers.py
+        return
     texts = ["", " ", "\t\n", "😀王小明𠮷", "a" * 3000, "\ud800北京", "Ｔｏｍ在Ｂｅｉｊｉｎｇ", *TEXTS]
     found = predictions(learnt, texts)
     assert [each.text for each in found] == texts
@@ -430,8 +495,9 @@ def test_texts_of_any_content_come_back(learnt: Model) -> None:
 
 
 def test_going_on_with_the_same_data_changes_no_answer(learnt: Model) -> None:
-    model = type(learnt).continue_from(learnt.config, learnt, tiny.data())
-    assert torch.equal(losses_of(model, tiny.DOCUMENTS), losses_of(learnt, tiny.DOCUMENTS))
+    name = type(learnt).__module__.rpartition(".")[2]
+    model = tiny.aimed(type(learnt).continue_from(learnt.config, learnt, tiny.data_of(name)))
+    assert torch.equal(losses_of(model, items_of(model)), losses_of(learnt, items_of(learnt)))
     assert list(map(repr, predictions(model, TEXTS))) == list(map(repr, predictions(learnt, TEXTS)))
     assert model.fresh == {}
     assert not {parameter.data_ptr() for parameter in model.parameters()} & {
@@ -442,6 +508,8 @@ def test_going_on_with_the_same_data_changes_no_answer(learnt: Model) -> None:
 def test_going_on_with_other_data_changes_no_answer_among_the_old_labels(learnt: Model) -> None:
     other = [tiny.marked(text) for text in ("⟨地点|台州⟩的鱼", "⟨name|王小明⟩吃ＢＢ", "丙丁⟨地点|台州⟩台州")]
     reseed(3, "weights")
+    if isinstance(learnt, Matcher):
+        return
     model = type(learnt).continue_from(learnt.config, learnt, tiny.data(other, other))
     assert set(model.fresh) <= {name for name, _ in model.named_parameters()}
     if isinstance(learnt, Tagger):
@@ -480,10 +548,11 @@ def exclude_each_other(first: str, second: str) -> bool:
 
 
 # Flooding levels that the loss of three epochs comes down to, where it is another than the one of TRICKS.
-FLOODS = {"encoder_softmax": 20.0, "global_pointer": 4.0}
+FLOODS = {"bi_encoder": 2.5, "colbert": 2.5, "cross_encoder": 0.69, "encoder_softmax": 20.0, "global_pointer": 4.0}
 
 # Every trick and every pair of them is walked on one model a task; on the others what changes a pass most.
 ALL_TRICKS = {"bilstm_crf"}
+EACH_TRICK = {"cross_encoder"}  # and of another task each trick alone
 SOME_TRICKS: list[dict[str, dict[str, Any]]] = [
     {}, {"fgm": TRICKS["fgm"][0]}, {"pgd": TRICKS["pgd"][1]}, {"free_lb": TRICKS["free_lb"][0], "ema": TRICKS["ema"][0]},
     {"r_drop": TRICKS["r_drop"][0]}, {"gradient_penalty": TRICKS["gradient_penalty"][0]},
@@ -495,7 +564,13 @@ def walked() -> list[Any]:
     return [
         pytest.param(name, tricks, id=f"{name}-{identifier(tricks)}")
         for name in model_names()
-        for tricks in (combinations() if name in ALL_TRICKS else SOME_TRICKS)
+        for tricks in (
+            combinations()
+            if name in ALL_TRICKS
+            else [each for each in combinations() if len(each) < 2]
+            if name in EACH_TRICK
+            else SOME_TRICKS
+        )
     ]
 
 
@@ -531,7 +606,8 @@ class Killed(BaseException):
 
 
 def figures(model: Model) -> dict[str, float]:
-    return {"f1": -float(losses_of(model, tiny.DOCUMENTS[:3]).sum())}
+    items = items_of(model) if isinstance(model, Matcher) else items_of(model)[:3]
+    return {"f1": -float(losses_of(model, items).sum())}
 
 
 def train(
@@ -541,7 +617,8 @@ def train(
     model = tiny.build(name, SETTINGS[name], seed)
     trained = tiny.trainer(
         model, folder, tricks=tricks, seed=seed, epochs=3, batch_size=3, accumulation=2, save_every=3, clip=1.0,
-        evaluate=figures, resume=resume,
+        evaluate=figures, resume=resume, items=items_of(model),
+        optimizer={"learning_rate": 0.01} if isinstance(model, Matcher) else None,
     )  # fmt: skip
     if kill_at >= 0:
         plain = trained.optimizer.step

@@ -7,20 +7,26 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hanzoo.data.catalogue import TaggingData
-from hanzoo.data.document import Document, Span
+from hanzoo.data.document import Document, Pair, Span
+from hanzoo.data.matching_catalogue import PairData
+from hanzoo.data.pair_files import SCALES
 from hanzoo.data.randomness import reseed
 from hanzoo.data.subwords import quiet
-from hanzoo.models.model import AttackPoint, Draw, Model, Settings, model_class
+from hanzoo.models.model import AttackPoint, Draw, Matcher, Model, Settings, model_class
+from hanzoo.models.objectives.binary import Binary
+from hanzoo.tasks.matching import MatchingData
 from hanzoo.training.distillation import Distillation, DistillationSettings, describe_targets, ensure_targets
 from hanzoo.training.trainer import Trainer, TrainSettings
 from hanzoo.training.trick import Start, Trick, build_tricks, trick_class
+
+M = TypeVar("M", bound=Model)
 
 # The marked text: ⟨name|王小明⟩ is an entity of the label name.
 SENTENCES = (
@@ -55,6 +61,32 @@ def marked(text: str, number: int = 0) -> Document:
 DOCUMENTS = tuple(marked(text, number) for number, text in enumerate(SENTENCES, start=1))
 
 
+# Pairs that match, and pairs that do not, of unlike lengths; the texts are those of the sentences.
+_TEXTS = tuple(document.text for document in DOCUMENTS)
+PAIRS = tuple(
+    Pair(_TEXTS[first], _TEXTS[second], float(label), f"tiny:{number}")
+    for number, (first, second, label) in enumerate(
+        [(0, 1, 0), (1, 5, 1), (2, 6, 1), (3, 11, 1), (4, 0, 0), (5, 2, 0), (6, 9, 0), (7, 2, 1), (8, 11, 0), (9, 3, 1),
+         (10, 8, 0), (11, 4, 1)],
+        start=1,
+    )
+)  # fmt: skip
+
+
+def matching_data(train: Sequence[Any] = PAIRS, dev: Sequence[Pair] = PAIRS[:6]) -> MatchingData:
+    """A data set of a few pairs."""
+    scale = SCALES["binary"]
+    pairs = PairData("tiny", scale, PAIRS, tuple(dev), None, (), {"tiny": "0"}, (), False, "dev", "none")
+    return MatchingData(pairs, "pairs", tuple(train), {"tiny": "0"}, (), ("tiny",))
+
+
+def data_of(name: str, train: Sequence[Any] | None = None) -> Any:
+    """A data set for a model: of these items, or of those that all tests share."""
+    if not issubclass(model_class(name), Matcher):
+        return data() if train is None else data(train, train)
+    return matching_data() if train is None else matching_data(train)
+
+
 def data(train: Sequence[Document] = DOCUMENTS, dev: Sequence[Document] = DOCUMENTS[:6]) -> TaggingData:
     """A data set of a few sentences."""
     labels = tuple(sorted({span.label for document in train for span in document.spans}))
@@ -65,11 +97,18 @@ def data(train: Sequence[Document] = DOCUMENTS, dev: Sequence[Document] = DOCUME
     )  # fmt: skip
 
 
-def build(name: str, settings: Mapping[str, Any], seed: int = 1, of: TaggingData | None = None) -> Model:
-    """A new model of the zoo."""
+def build(name: str, settings: Mapping[str, Any], seed: int = 1, of: Any = None) -> Model:
+    """A new model of the zoo; a matcher is trained towards the labels of its pairs, one by one."""
     cls = model_class(name)
     reseed(seed, "weights")
-    return cls.build(cls.Config(**settings), data() if of is None else of)
+    return aimed(cls.build(cls.Config(**settings), data_of(name) if of is None else of))
+
+
+def aimed(model: M) -> M:
+    """The same; a matcher is trained towards the labels of its pairs, one by one."""
+    if isinstance(model, Matcher):
+        model.objective = Binary(scale=1.0 if type(model).__name__ == "CrossEncoder" else 10.0)
+    return model
 
 
 # Words that the sentences hold, overlapping and nested ones among them; then words that they do not hold.
@@ -124,7 +163,7 @@ def trainer(
     folder: Path,
     *,
     tricks: Mapping[str, Mapping[str, Any]] | None = None,
-    items: Sequence[Document] = DOCUMENTS,
+    items: Sequence[Any] = DOCUMENTS,
     evaluate: Callable[[Model], Mapping[str, Any]] = nothing_to_evaluate,
     resume: bool = False,
     start: Start | None = None,
@@ -149,7 +188,7 @@ def trainer(
     sections = {name: trick_class(name).Settings(**given) for name, given in (tricks or {}).items()}
     built = build_tricks(sections)
     if start is None and any(trick.needs_start for trick in built):
-        start = start_of(model)
+        start = start_of(model, items)
     return Trainer(
         model,
         [model.featurize(item) for item in items],
@@ -166,7 +205,7 @@ def trainer(
 
 def start_of(
     model: Model,
-    items: Sequence[Document] = DOCUMENTS,
+    items: Sequence[Any] = DOCUMENTS,
     labelled: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Start:
     """What a run goes on from: the model as it is, trained on these sentences."""

@@ -25,7 +25,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from torch import Tensor
 
 from hanzoo.data.files import expanded
 from hanzoo.errors import RecipeError, RunError, StorageError
-from hanzoo.models.model import Model, Settings, TargetForm
+from hanzoo.models.model import Model, TargetForm, TeacherSettings
 from hanzoo.training.checkpoint import recover, sha256, write_folder
 from hanzoo.training.distributed import gather_objects, num_ranks, on_first, rank
 from hanzoo.training.trick import Loss, LossFunction, Trick
@@ -45,32 +45,31 @@ VALUES = np.dtype("<f4")
 Round = list[list[tuple[int, np.ndarray]]]  # for each rank: items and their rows
 
 
-class DistillationSettings(Settings):
-    """The `distillation` section of a recipe.
+class DistillationSettings(TeacherSettings):
+    """The `distillation` section of a recipe; see also `TeacherSettings`.
 
     Attributes:
-        teacher: a run directory, or several; one that holds several seeds counts as that many teachers.
         temperature: divides all scores of teacher and student in the soft part.
         weight: of the soft part; the hard loss has the rest.
         unlabelled: files of further texts: labelled ones too, but their labels are not looked at. As given, or in $HANZOO_DATA.
         format: of those files: text (one a line) or a reader's; None = recognised.
     """
 
-    teacher: str | list[str] = Field(min_length=1)
+    section: ClassVar[str] = "distillation"
+
     temperature: float = Field(default=2.0, gt=0.0)
     weight: float = Field(default=0.5, ge=0.0, le=1.0)
     unlabelled: str | list[str] = Field(default_factory=list)
     format: str | None = None
 
-    def located(self) -> DistillationSettings:
-        """The same with absolute paths, so that a run finds them from any folder; what lies in $HANZOO_DATA is left as it is."""
+    def located(self) -> Self:
+        """See `TeacherSettings.located`; what lies in $HANZOO_DATA is left as it is."""
         files = [str(expanded(name).absolute()) if expanded(name).is_file() else name for name in self.files]
-        teachers = [str(expanded(name).absolute()) for name in self.teachers]
-        return self.model_copy(update={"teacher": teachers, "unlabelled": files})
+        return super().located().model_copy(update={"unlabelled": files})
 
     @property
-    def teachers(self) -> list[str]:
-        return [self.teacher] if isinstance(self.teacher, str) else self.teacher
+    def target_temperature(self) -> float:
+        return self.temperature
 
     @property
     def files(self) -> list[str]:

@@ -488,6 +488,7 @@ class Trainer:
             micro_batches=self.settings.accumulation * self.num_ranks,
             batch_characters=self.settings.batch_characters,
             repeats=self.repeats,
+            least=self.model.least_items,
         )
 
     def _patience_is_over(self) -> bool:
@@ -508,6 +509,8 @@ class Trainer:
     # Figures.
 
     def _say_notes(self) -> None:
+        for note in self.model.training_notes():
+            self.reporter.say(note)
         for trick in self.tricks:
             for note in trick.notes():
                 self.reporter.say(note)

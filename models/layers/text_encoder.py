@@ -13,7 +13,7 @@ Cost: with parts one more forward pass of the encoder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -162,15 +162,12 @@ class TextEncoderModel(PretrainedModel):
         limit = self.encoder.max_length
         return rounded(longest) if limit is None else min(rounded(longest), limit + 2)
 
-    def length_notes(self, texts: Iterable[str]) -> Iterator[str]:
-        """What a person should be told of texts that are longer than what is read of them."""
-        limit = self.max_pieces
+    def count_longer(self, texts: Sequence[str], limit: int | None, kind: str = "texts") -> dict[str, tuple[int, int]]:
+        """How many texts have more pieces than are read of each; see `Matcher.cut_counts`."""
         if limit is None:
-            return
-        texts = list(texts)
+            return {}
         longer = sum(len(row) > limit for row in self.subwords.encode(texts))
-        if longer:
-            yield f"{longer:,} of {len(texts):,} texts have more than {limit} pieces: the rest of each is not read"
+        return {f"{kind} have more than {limit} pieces: the rest of each is not read": (longer, len(texts))}
 
     def attack_points(self, batch: Any) -> Mapping[str, AttackPoint]:
         table = self.encoder.table

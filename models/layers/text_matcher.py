@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from torch import Tensor
 
 from hanzoo.data.document import Document, Pair, Triple
 from hanzoo.data.movable import Movable
-from hanzoo.models.layers.text_encoder import TextEncoderModel, TextRows
+from hanzoo.data.word_pieces import WordPieces
+from hanzoo.models.layers.encoder import Encoder
+from hanzoo.models.layers.text_encoder import TextEncoderConfig, TextEncoderModel, TextRows
 from hanzoo.models.model import Draw, Matcher
 
 NO_LABEL = float("nan")
@@ -81,7 +84,7 @@ def texts_of(item: Pair | Triple | Document) -> tuple[str, ...]:
     if isinstance(item, Pair):
         return item.first, item.second
     if isinstance(item, Triple):
-        return item.anchor, item.positive, item.negative
+        return item.anchor, item.positive, *item.negatives
     return (item.text,)
 
 
@@ -93,9 +96,28 @@ def text_number(text: str) -> int:
 class TextMatcher(TextEncoderModel, Matcher):
     """A matcher that reads whole texts."""
 
+    def __init__(self, config: TextEncoderConfig, encoder: Encoder, subwords: WordPieces) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        self.subwords = subwords
+
+    @classmethod
+    def continue_from(cls, config: Any, previous: Self, data: Any) -> Self:
+        """See `Model.continue_from`. The encoder's folder is not read: all weights are in `previous`."""
+        cls.require_shape(config, previous)
+        model = cls(config, previous.encoder.copied(config.encoder_dropout), previous.subwords)
+        model.load_state_dict(previous.trained_weights())
+        model.trained_on = previous.trained_on
+        model.notes = ("goes on from a trained model", *model.cut_notes(data.train))
+        return model
+
     @property
     def mask(self) -> int | None:
         return self.subwords.mask
+
+    def cut_counts(self, items: Sequence[Pair | Triple | Document]) -> Mapping[str, tuple[int, int]]:
+        return self.count_longer([text for item in items for text in texts_of(item)], self.max_pieces)
 
     def featurize(self, item: Pair | Triple | Document) -> MatchingFeatures:
         texts = texts_of(item)
@@ -107,18 +129,27 @@ class TextMatcher(TextEncoderModel, Matcher):
     def collate(
         self, features: Sequence[MatchingFeatures], draw: Draw | None = None, item_ids: Sequence[int] = ()
     ) -> MatchingBatch:
-        assert self.objective is not None
+        objective = self.objective
         draws = [None] * len(features) if draw is None else [draw(item) for item in item_ids]
-        views = [self.objective.views(item.texts, own) for item, own in zip(features, draws, strict=True)]
+        views = [
+            list(item.texts) if objective is None else objective.views(item.texts, own)
+            for item, own in zip(features, draws, strict=True)
+        ]
         rows = self.rows_of_views(list(zip(*views, strict=True)))
-        return MatchingBatch(
+        batch = MatchingBatch(
             rows,
             torch.arange(len(features)).repeat(len(rows.mask) // len(features)),
             torch.tensor([item.keys for item in features], dtype=torch.int64),
             torch.tensor([item.label for item in features], dtype=torch.float32),
-            self.objective.num_units(len(features)),
+            {} if objective is None else objective.num_units(len(features)),
             tuple(item_ids),
         )
+        if draw is not None and objective is not None:  # here, on the CPU: a step waits for no device
+            if objective.teaches(batch):
+                objective.num_taught += 1
+            else:
+                objective.num_untaught += 1
+        return batch
 
     def rows_of_views(self, views: Sequence[Sequence[NDArray[np.int64]]]) -> TextRows:
         """The rows of a batch: all items' first views, then all second ones.

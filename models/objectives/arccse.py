@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from hanzoo.data.masking import masked, nested_spans
+from hanzoo.data.training_items import ItemKind
 from hanzoo.errors import RecipeError
 from hanzoo.models.layers.similarity import at_least_float32, candidate_divergence, candidate_log_probabilities
 from hanzoo.models.model import Comparison, Matcher, Objective, Settings
@@ -65,6 +66,8 @@ class ArcCSE(Objective):
 
     Settings: ClassVar[type[ArcCSESettings]] = ArcCSESettings
     decomposes: ClassVar[bool] = False
+    learns_from: ClassVar[tuple[ItemKind, ...]] = ("texts",)
+    least_items: ClassVar[int] = 2
 
     def __init__(
         self,

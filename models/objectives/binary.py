@@ -7,15 +7,18 @@ Cost: none beside the scores.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
+from hanzoo.data.training_items import ItemKind
 from hanzoo.models.layers.similarity import at_least_float32
 from hanzoo.models.model import Comparison, Matcher, Objective, Settings
 
@@ -41,6 +44,7 @@ class Binary(Objective):
 
     Settings: ClassVar[type[BinarySettings]] = BinarySettings
     decomposes: ClassVar[bool] = True
+    learns_from: ClassVar[tuple[ItemKind, ...]] = ("pairs",)
 
     def __init__(self, scale: float = 1.0, low: float = 0.0, high: float = 1.0) -> None:
         super().__init__()
@@ -60,6 +64,13 @@ class Binary(Objective):
 
     def of(self, compared: Comparison, batch: Any) -> Mapping[str, Tensor]:
         return self.losses(compared.paired(0, 1), batch.labels)
+
+    def sample_targets(self, compared: Comparison, batch: Any, draw: np.random.Generator) -> Any:
+        """The two ends of the scale, as likely as the scores say."""
+        likely = (self.scale * at_least_float32(compared.paired(0, 1).detach())).sigmoid().cpu().numpy()
+        match = torch.from_numpy(draw.random(len(likely)) < likely).to(batch.labels.device)
+        labels = torch.where(match, self.high, self.low).to(batch.labels.dtype)
+        return dataclasses.replace(batch, labels=labels)
 
     def agreement(self, first: Comparison, second: Comparison, batch: Any) -> Mapping[str, Tensor]:
         return self.divergence(first.paired(0, 1), second.paired(0, 1))

@@ -3,7 +3,8 @@
 Source: Su 2022 (CoSENT), temperature 0.05: log(1 + sum over pairs a, b of the batch with label(a) < label(b) of
 exp((s_a - s_b) / temperature)).
 Differs: exact in B log B steps instead of B^2, by a running logsumexp over the pairs in the order of their labels; pairs of equal
-labels are not compared, whatever the order. A batch of one label is an error, where the release learns nothing in silence.
+labels are not compared, whatever the order. A batch of one label teaches nothing: that is counted and said, where the release
+learns nothing in silence.
 R-Drop adds the mean squared difference of the similarities (Liang et al. 2021 for regression).
 Cost: B log B time and memory. The value grows with the log of the compared pairs: losses of unlike batch sizes do not compare.
 """
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from hanzoo.errors import DataError
+from hanzoo.data.training_items import ItemKind
 from hanzoo.models.layers.similarity import at_least_float32
 from hanzoo.models.model import Comparison, Matcher, Objective, Settings
 
@@ -43,6 +44,8 @@ class CoSENT(Objective):
 
     Settings: ClassVar[type[CoSENTSettings]] = CoSENTSettings
     decomposes: ClassVar[bool] = False
+    learns_from: ClassVar[tuple[ItemKind, ...]] = ("pairs",)
+    least_items: ClassVar[int] = 2
 
     def __init__(self, temperature: float = 0.05) -> None:
         super().__init__()
@@ -53,6 +56,10 @@ class CoSENT(Objective):
     @classmethod
     def build(cls, settings: CoSENTSettings, matcher: Matcher, data: Any) -> Self:
         return cls(settings.temperature)
+
+    def teaches(self, batch: Any) -> bool:
+        """Whether there are two labels."""
+        return bool((batch.labels != batch.labels[0]).any())
 
     def views(self, texts: Sequence[NDArray[np.int64]], draw: np.random.Generator | None) -> list[NDArray[np.int64]]:
         return list(texts)
@@ -74,10 +81,9 @@ class CoSENT(Objective):
             labels: (pairs,) of any real dtype or bool: the greater, the more alike.
 
         Returns:
-            {"cosent": (1,) float32, or float64}.
+            {"cosent": (1,) float32, or float64}; 0, without a gradient, where all labels are the same.
 
         Raises:
-            DataError: all labels are the same.
             ValueError: a shape is wrong.
         """
         if similarities.dim() != 1 or labels.shape != similarities.shape:
@@ -85,13 +91,7 @@ class CoSENT(Objective):
                 f"cosent: labels must have the shape of the similarities, (pairs,), but have {tuple(labels.shape)} for "
                 f"{tuple(similarities.shape)}."
             )
-        values, ranks = torch.unique(labels, return_inverse=True)  # sorted
-        if len(values) < 2:
-            raise DataError(
-                f"cosent: the labels of a batch must have 2 values or more, but all {len(labels)} are "
-                f"{values[0].item() if len(values) else 'missing'}: nothing can be compared. "
-                "Raise train.batch_size, or put several labels into each batch."
-            )
+        _, ranks = torch.unique(labels, return_inverse=True)  # sorted
         order = ranks.argsort(stable=True)
         ranks = ranks[order]
         scores = at_least_float32(similarities).index_select(0, order) / self.temperature

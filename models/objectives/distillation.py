@@ -3,23 +3,43 @@
 Source: Hinton et al. 2015, section 2, over a query's candidates as in Santhanam et al. 2022 (ColBERTv2), section 3.2:
 temperature^2 times KL(teacher || student).
 Differs: teacher and student may have scores of unlike size, each with a temperature of its own; the student's is that whose
-square keeps the gradients' size.
+square keeps the gradients' size. The candidates of a query are its own positive and negatives. The teacher scores them once,
+before the training (`training/distillation.py`).
 Cost: (queries, candidates).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
 
+from hanzoo.data.training_items import ItemKind
 from hanzoo.errors import RecipeError
 from hanzoo.models.layers.similarity import candidate_divergence, candidate_log_probabilities
+from hanzoo.models.model import Comparison, Matcher, Objective, TeacherSettings
 
 
-class Distillation(nn.Module):
+class DistillationSettings(TeacherSettings):
+    """Fields of the recipe's `objective` section, beside `teacher`: a run of any matcher, or several, whose mean is taken.
+
+    Attributes:
+        temperature: that the student's scores are divided by: 1 for a cross-encoder and sums of MaxSim, 0.05 for cosines.
+        teacher_temperature: that the teacher's are divided by.
+    """
+
+    section: ClassVar[str] = "objective"
+
+    temperature: float = Field(default=1.0, gt=0.0)
+    teacher_temperature: float = Field(default=1.0, gt=0.0)
+
+
+class Distillation(Objective):
     """A unit is a query with its candidates.
 
     Args:
@@ -27,7 +47,9 @@ class Distillation(nn.Module):
         teacher_temperature: that the teacher's are divided by; None = as the student's.
     """
 
+    Settings: ClassVar[type[DistillationSettings]] = DistillationSettings
     decomposes: ClassVar[bool] = True
+    learns_from: ClassVar[tuple[ItemKind, ...]] = ("triples",)
 
     def __init__(self, temperature: float = 1.0, teacher_temperature: float | None = None) -> None:
         super().__init__()
@@ -37,6 +59,25 @@ class Distillation(nn.Module):
                 raise ValueError(f"distillation: {name} must be above 0, but is {value}.")
         self.temperature = temperature
         self.teacher_temperature = teacher_temperature
+
+    @classmethod
+    def build(cls, settings: DistillationSettings, matcher: Matcher, data: Any) -> Self:
+        return cls(settings.temperature, settings.teacher_temperature)
+
+    def views(self, texts: Sequence[NDArray[np.int64]], draw: np.random.Generator | None) -> list[NDArray[np.int64]]:
+        return list(texts)
+
+    def num_units(self, num_items: int) -> Mapping[str, int]:
+        return {"distillation": num_items}
+
+    def of(self, compared: Comparison, batch: Any) -> Mapping[str, Tensor]:
+        scores = _candidates(compared, batch)
+        assert self.targets is not None
+        taught = torch.stack(self.targets.of(batch.item_ids, scores.device)).squeeze(2)
+        return self.losses(scores, taught)
+
+    def agreement(self, first: Comparison, second: Comparison, batch: Any) -> Mapping[str, Tensor]:
+        return self.divergence(_candidates(first, batch), _candidates(second, batch))
 
     def losses(self, scores: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Mapping[str, Tensor]:
         """temperature^2 times the divergence of each query's candidates from the teacher's.
@@ -85,3 +126,8 @@ class Distillation(nn.Module):
     @staticmethod
     def _logs(scores: Tensor, temperature: float, mask: Tensor | None) -> Tensor:
         return candidate_log_probabilities(scores, temperature, None if mask is None else torch.logical_not(mask))
+
+
+def _candidates(compared: Comparison, batch: Any) -> Tensor:
+    """The scores of each item's first text with each of its others, (items, others)."""
+    return torch.stack([compared.paired(0, other) for other in range(1, batch.keys.shape[1])], dim=1)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from hanzoo.data.training_items import ItemKind
 from hanzoo.errors import RecipeError
 from hanzoo.models.layers.similarity import candidate_divergence, candidate_log_probabilities
 from hanzoo.models.model import Comparison, Matcher, Objective, Settings
@@ -49,6 +50,8 @@ class InfoNCE(Objective):
 
     Settings: ClassVar[type[InfoNCESettings]] = InfoNCESettings
     decomposes: ClassVar[bool] = False
+    learns_from: ClassVar[tuple[ItemKind, ...]] = ("matches", "triples", "texts")
+    least_items: ClassVar[int] = 2
 
     def __init__(self, temperature: float = 0.05, both_directions: bool = False, repetition: float = 0.0) -> None:
         super().__init__()

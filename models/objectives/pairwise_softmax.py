@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from hanzoo.data.training_items import ItemKind
 from hanzoo.errors import RecipeError
 from hanzoo.models.layers.similarity import candidate_divergence, candidate_log_probabilities
 from hanzoo.models.model import Comparison, Matcher, Objective, Settings
@@ -41,6 +42,7 @@ class PairwiseSoftmax(Objective):
 
     Settings: ClassVar[type[PairwiseSoftmaxSettings]] = PairwiseSoftmaxSettings
     decomposes: ClassVar[bool] = True
+    learns_from: ClassVar[tuple[ItemKind, ...]] = ("triples",)
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from hanzoo.data.training_items import ItemKind
 from hanzoo.errors import RecipeError
 from hanzoo.models.layers.similarity import at_least_float32, candidate_divergence, candidate_log_probabilities
 from hanzoo.models.model import Comparison, Matcher, Objective, Settings
@@ -36,6 +37,7 @@ class Softmax(Objective):
     labels: Tensor
     Settings: ClassVar[type[SoftmaxSettings]] = SoftmaxSettings
     decomposes: ClassVar[bool] = True
+    learns_from: ClassVar[tuple[ItemKind, ...]] = ("pairs",)
 
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()

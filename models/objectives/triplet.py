@@ -12,10 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NoReturn, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from hanzoo.data.training_items import ItemKind
 from hanzoo.errors import RecipeError
 from hanzoo.models.layers.similarity import at_least_float32
 from hanzoo.models.model import Comparison, Matcher, Objective, Settings
@@ -32,7 +34,7 @@ class TripletSettings(Settings):
 
 
 class Triplet(Objective):
-    """A unit is a triplet.
+    """A unit is a triplet; of an anchor with several negatives the mean of its triplets.
 
     Args:
         margin: above 0, in similarity.
@@ -40,6 +42,7 @@ class Triplet(Objective):
 
     Settings: ClassVar[type[TripletSettings]] = TripletSettings
     decomposes: ClassVar[bool] = True
+    learns_from: ClassVar[tuple[ItemKind, ...]] = ("triples",)
 
     def __init__(self, margin: float = 0.25) -> None:
         super().__init__()
@@ -58,7 +61,9 @@ class Triplet(Objective):
         return {"triplet": num_items}
 
     def of(self, compared: Comparison, batch: Any) -> Mapping[str, Tensor]:
-        return self.losses(compared.paired(0, 1), compared.paired(0, 2))
+        negatives = [compared.paired(0, other) for other in range(2, batch.keys.shape[1])]
+        values = [self.losses(compared.paired(0, 1), one)["triplet"] for one in negatives]
+        return {"triplet": torch.stack(values).mean(0)}
 
     def agreement(self, first: Comparison, second: Comparison, batch: Any) -> NoReturn:
         self.divergence(first.paired(0, 1), second.paired(0, 1))

@@ -44,7 +44,7 @@ def test_pairs_are_found_in_either_order() -> None:
 
 
 def test_triples_count_as_two_pairs_without_labels() -> None:
-    triples = [Triple("花呗", "额度", "借呗")]
+    triples = [Triple("花呗", "额度", ("借呗",))]
     report = leakage(triples, TRAIN)
     assert (report.pairs_in_train, report.same_label, report.other_label) == (1, 0, 0)
     assert leakage(TRAIN, triples).pairs == 2

@@ -183,11 +183,11 @@ def test_a_named_column_must_be_there(tmp_path: Path) -> None:
 def test_triples(tmp_path: Path) -> None:
     path = written(tmp_path, "a.jsonl", '{"query": "a", "title": "b", "neg_title": "c", "id": "x"}\n')
     triples, report = read_triples(path)
-    assert triples == [Triple("a", "b", "c", f"{path}:1", "x")]
+    assert triples == [Triple("a", "b", ("c",), f"{path}:1", "x")]
     assert (report.rows, report.describe()) == (1, ["1 rows"])
     tabs = written(tmp_path, "a.tsv", "a\tb\tc\n")
     assert read_triples(tabs, columns={"anchor": 1, "positive": 2, "negative": 3})[0] == [
-        Triple("a", "b", "c", f"{tabs}:1")
+        Triple("a", "b", ("c",), f"{tabs}:1")
     ]
     for third, other in (("b", "positive"), ("a", "anchor")):
         bad = written(tmp_path, "b.tsv", f"anchor\tpositive\tnegative\na\tb\t{third}\n")

@@ -208,7 +208,7 @@ def test_the_same_text_twice_in_a_batch_is_no_negative() -> None:
 def test_hard_negatives_are_candidates_of_every_row() -> None:
     model = learning(BiEncoder)
     model.objective = InfoNCE()
-    batch = batch_of(model, [Triple(TEXTS[0], TEXTS[1], TEXTS[2]), Triple(TEXTS[3], TEXTS[0], TEXTS[1])])
+    batch = batch_of(model, [Triple(TEXTS[0], TEXTS[1], (TEXTS[2],)), Triple(TEXTS[3], TEXTS[0], (TEXTS[1],))])
     assert batch.keys.shape == (2, 3)
     assert batch.num_units == {"info_nce": 2}
     assert model(batch).matrix(0, [1, 2]).shape == (2, 4)

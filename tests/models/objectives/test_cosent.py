@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hanzoo.errors import DataError
 from hanzoo.models.objectives.cosent import CoSENT
 from tests.models.objectives.agreement import agree, differ, random_numbers
 from tests.references import matching as reference
@@ -153,12 +153,17 @@ def test_divergence_is_the_mean_squared_difference() -> None:
 
 
 @pytest.mark.parametrize("label", [1, 0.5])
-def test_one_label_is_refused(label: float) -> None:
-    with pytest.raises(
-        DataError, match=rf"cosent: the labels of a batch must have 2 values or more, but all 3 are {label}:"
-    ):
-        loss(random_numbers(3), torch.tensor([label] * 3))
-    assert loss(random_numbers(3), torch.tensor([label, label, 2])).shape == (1,)
+def test_one_label_teaches_nothing(label: float) -> None:
+    one, two = torch.tensor([label] * 3), torch.tensor([label, label, 2])
+    scores = random_numbers(3).requires_grad_()
+    value = loss(scores, one)
+    (gradient,) = torch.autograd.grad(value, scores)
+    assert value.tolist() == [0.0]
+    assert gradient.tolist() == [0.0] * 3
+    (gradient,) = torch.autograd.grad(loss(scores, two), scores)
+    assert gradient.all()
+    assert not CoSENT().teaches(SimpleNamespace(labels=one))
+    assert CoSENT().teaches(SimpleNamespace(labels=two))
 
 
 def test_wrong_settings_are_refused() -> None:

@@ -10,8 +10,17 @@ from hanzoo.models.objectives.margin_mse import MarginMSE
 from tests.models.objectives.agreement import agree, differ, random_numbers
 from tests.references import matching as reference
 
-STUDENT = random_numbers(5, seed=1), random_numbers(5, seed=2)
-TEACHER = random_numbers(5, seed=3, bound=9.0), random_numbers(5, seed=4, bound=9.0)
+STUDENT = random_numbers(5, seed=1), random_numbers(5, 3, seed=2)
+TEACHER = random_numbers(5, seed=3, bound=9.0), random_numbers(5, 3, seed=4, bound=9.0)
+
+
+def means(*scores: Tensor) -> Tensor:
+    """Of each query the mean of the reference over its negatives."""
+    good, bad, taught_good, taught_bad = scores
+    rows = [
+        [reference.margin_mse(good[i], bad[i, j], taught_good[i], taught_bad[i, j]) for j in range(3)] for i in range(5)
+    ]
+    return torch.stack([torch.stack(row).mean() for row in rows])
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
@@ -21,10 +30,10 @@ def test_the_loss_is_that_of_each_triplet(temperature: float) -> None:
 
     def by_loop(good: Tensor, bad: Tensor) -> Tensor:
         softened = [scores / temperature for scores in TEACHER]
-        return torch.stack([reference.margin_mse(*row) for row in zip(good, bad, *softened, strict=True)])
+        return means(good, bad, *softened)
 
     agree(loss, by_loop, *STUDENT)
-    differ(loss, lambda good, bad: loss(bad, good), *STUDENT)
+    differ(loss, lambda good, bad: loss(-good, -bad), *STUDENT)
 
 
 def test_the_teacher_learns_nothing() -> None:
@@ -34,15 +43,16 @@ def test_the_teacher_learns_nothing() -> None:
 
 
 def test_divergence_is_the_squared_difference_of_the_margins() -> None:
-    other = random_numbers(5, seed=5), random_numbers(5, seed=6)
+    other = random_numbers(5, seed=5), random_numbers(5, 3, seed=6)
     found = MarginMSE().divergence(STUDENT, other)["margin_mse"]
-    expected = torch.stack([reference.margin_mse(*row) for row in zip(*STUDENT, *other, strict=True)])
-    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+    assert torch.allclose(found, means(*STUDENT, *other), rtol=0, atol=1e-12)
     assert not MarginMSE().divergence(STUDENT, STUDENT)["margin_mse"].any()
 
 
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"teacher_negatives must have shape \(5,\), but have \(2,\)"):
+    with pytest.raises(ValueError, match=r"teacher_negatives must have shape \(5, 3\), .* but have \(2, 3\)"):
         MarginMSE().losses(*STUDENT, TEACHER[0], TEACHER[1][:2])
+    with pytest.raises(ValueError, match=r"negatives must have shape"):
+        MarginMSE().losses(*(scores[:, 0] if scores.dim() > 1 else scores for scores in (*STUDENT, *TEACHER)))
     with pytest.raises(ValueError, match="teacher_temperature must be above 0, but is 0"):
         MarginMSE(0)

@@ -6,12 +6,13 @@ import ast
 import inspect
 import pkgutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from hanzoo.data.training_items import ItemKind
 from hanzoo.models import objectives
-from hanzoo.models.model import model_names, objective_class
+from hanzoo.models.model import TeacherSettings, model_names, objective_class
 
 FOLDER = Path(objectives.__path__[0])
 NAMES = sorted(info.name for info in pkgutil.iter_modules(objectives.__path__))
@@ -37,6 +38,10 @@ def test_a_file_holds_one_objective_of_its_name(name: str) -> None:
     objective: Any = objective_class(name)
     assert objective.__name__.lower() == name.replace("_", "")
     assert objective.decomposes is CUT[name]
+    assert objective.least_items == (1 if CUT[name] else 2)
+    assert set(objective.learns_from) <= set(get_args(ItemKind))
+    assert objective.learns_from
+    assert issubclass(objective.Settings, TeacherSettings) == (name in ("distillation", "margin_mse"))
     assert callable(objective.losses)
     assert callable(objective.divergence)
     annotations = [parameter.annotation for parameter in inspect.signature(objective).parameters.values()]

@@ -1,0 +1,463 @@
+"""Matching from the shell: trained, evaluated, recorded and used on a tiny encoder; what bad input gets; what leaks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import hanzoo
+from hanzoo import build, cli
+from hanzoo.data.document import Document, Pair, Triple
+from hanzoo.errors import DataError, RecipeError, RunError
+from hanzoo.models.model import Matcher
+from hanzoo.recipe import check_recipe
+from hanzoo.tasks.matching import Matching
+from hanzoo.training.distillation import SoftTargets
+from tests.fixtures import jsonl, trained_run, write_recipe
+
+pytestmark = pytest.mark.usefixtures("deterministic", "encoders")
+
+SUBJECTS = ("王小明", "李娜", "张伟", "刘洋", "陈晨")
+PLACES = ("北京", "上海", "广州", "成都", "杭州", "西安")
+SAME = ("{0}在{1}工作", "在{1}工作的{0}", "{0}去{1}了", "问问{0}的{1}")
+
+
+def pairs(number: int, start: int = 0) -> list[tuple[str, str, int]]:
+    """Half of them speak of the same person and place."""
+    made = []
+    for n in range(start, start + number):
+        who, where = SUBJECTS[n % 5], PLACES[n // 2 % 6]
+        other = (who, where) if n % 2 else (SUBJECTS[(n + 1) % 5], PLACES[(n // 2 + 1) % 6])
+        made.append((SAME[n % 4].format(who, where), SAME[(n // 3 + 1) % 4].format(*other), n % 2))
+    return made
+
+
+def write_pairs(path: Path, rows: list[Any], header: str = "sentence1\tsentence2\tlabel") -> str:
+    path.write_text("\n".join([header, *("\t".join(map(str, row)) for row in rows)]) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def write_triples(path: Path, number: int, negatives: int = 2) -> str:
+    rows = []
+    for n in range(number):
+        who, where = SUBJECTS[n % 5], PLACES[n % 6]
+        others = [SAME[k % 4].format(SUBJECTS[(n + k) % 5], PLACES[(n + k) % 6]) for k in range(1, negatives + 1)]
+        rows.append(
+            {
+                "anchor": f"{SAME[0].format(who, where)}了{n}",
+                "positive": SAME[1].format(who, where),
+                "negatives": others,
+            }
+        )
+    path.write_text(jsonl(rows), encoding="utf-8")
+    return str(path)
+
+
+def sections(folder: Path, model: str = "bi_encoder", objective: Mapping[str, Any] | None = None, **train: Any) -> Any:
+    """A recipe on pairs of one's own, so small that a training takes a second."""
+    if not (folder / "train.tsv").exists():
+        for split, (number, start) in {"train": (60, 0), "dev": (24, 300), "test": (24, 700)}.items():
+            write_pairs(folder / f"{split}.tsv", pairs(number, start))
+    own = {"document_marker": "#"} if model == "colbert" else {}
+    return {
+        "data": {split: str(folder / f"{split}.tsv") for split in ("train", "dev", "test")},
+        "model": {"name": model, "encoder": "tiny-bert", **own},
+        "objective": dict(objective or {"name": "cosent"}),
+        "train": {"epochs": 2, "batch_size": 8, "device": "cpu", "optimizer": {"learning_rate": 0.003}} | train,
+    }
+
+
+def refused(
+    folder: Path, recipe: Mapping[str, Any], capsys: pytest.CaptureFixture[str], *settings: str, command: str = "train"
+) -> str:
+    """What the command says of a recipe with which nothing can be done; nothing is left behind."""
+    path = write_recipe(folder / "bad.yaml", recipe)
+    capsys.readouterr()
+    assert cli.train([str(path), "--run", str(folder / "refused"), *settings]) == 2
+    out, said = capsys.readouterr()
+    assert out == ""
+    assert not (folder / "refused" / "recipe.yaml").exists()
+    return said
+
+
+_runs: dict[str, Path] = {}
+
+
+@pytest.fixture
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bi-encoder's run; not to be changed."""
+    return trained(tmp_path_factory, "bi_encoder", {"name": "cosent"})
+
+
+def trained(factory: pytest.TempPathFactory, model: str, objective: Mapping[str, Any]) -> Path:
+    if model not in _runs:
+        folder = factory.mktemp(model)
+        recipe = write_recipe(folder / "tiny.yaml", sections(folder, model, objective))
+        assert cli.train([str(recipe), "--run", str(folder / "run")]) == 0
+        _runs[model] = folder / "run"
+    return _runs[model]
+
+
+@pytest.fixture
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cross-encoder's run; not to be changed."""
+    return trained(tmp_path_factory, "cross_encoder", {"name": "binary"})
+
+
+# From the recipe to the record.
+
+
+def test_it_is_trained_loaded_evaluated_and_recorded(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    assert set(results["splits"]) == {"dev", "test"}
+    assert {"spearman", "pearson", "auc", "accuracy", "f1", "majority", "threshold"} <= set(results["splits"]["test"])
+    assert results["data"]["counts"]["train"] == {"pairs": 60}
+    assert (run / "README.md").is_file()
+
+    matcher = hanzoo.load(run)
+    assert isinstance(matcher, Matcher)
+    assert matcher.trained_on == ("train",)
+    assert matcher.threshold == results["calibration"]["threshold"]
+    texts = [(first, second) for first, second, _ in pairs(24, 700)]
+    scores = matcher.scores(texts)
+    assert [matcher.score(*pair) for pair in texts] == pytest.approx(scores.tolist(), abs=1e-5)
+
+    record = tmp_path / "tiny.json"
+    assert cli.evaluate([str(run), "--record", str(record)]) == 0
+    out = capsys.readouterr().out
+    assert "24 pairs; the highest Spearman with their ties is" in out
+    assert "always saying the most frequent label is right in 50.00 %" in out
+    recorded = json.loads(record.read_text(encoding="utf-8"))
+    assert recorded["metrics"]["spearman"] == [results["splits"]["test"]["spearman"]]
+    assert recorded["split"] == "test"
+    assert hanzoo.evaluate(run)["spearman"] == results["splits"]["test"]["spearman"]
+
+    output = tmp_path / "scores.jsonl"
+    assert (
+        cli.predict([str(run), write_pairs(tmp_path / "plain.tsv", texts, "text1\ttext2"), "--output", str(output)])
+        == 0
+    )
+    lines = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert [line["score"] for line in lines] == pytest.approx(scores.tolist(), abs=1e-6)
+    assert [line["match"] for line in lines] == [bool(score >= matcher.threshold) for score in scores]
+
+
+def test_two_runs_are_compared_on_the_same_pairs(
+    run: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        cli.evaluate([str(teacher), "--against", str(run), "--file", write_pairs(tmp_path / "o.tsv", pairs(30, 90))])
+        == 0
+    )
+    out = capsys.readouterr().out
+    assert f"against {run}, 30 items" in out
+    assert "pairs stand in train, in either order" in out  # a file may hold what was trained on
+
+
+def test_a_dry_run_shows_lengths_and_what_leaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = sections(tmp_path)
+    write_pairs(tmp_path / "dev.tsv", [*pairs(20, 300), pairs(1)[0], pairs(2)[1]])
+    assert (
+        cli.train([str(write_recipe(tmp_path / "it.yaml", recipe)), "--run", str(tmp_path / "run"), "--dry-run"]) == 0
+    )
+    out = capsys.readouterr().out
+    assert "in train" in out
+    assert "with the same label" in out
+    assert "steps of at most 8 items" in out
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("model", ["bi_encoder", "colbert", "cross_encoder"])
+@pytest.mark.parametrize(
+    ("objective", "data"),
+    [
+        ("triplet", {}),
+        ("pairwise_softmax", {}),
+        ("info_nce", {}),
+        ("info_nce", {"items": "texts"}),
+        ("arccse", {"items": "texts"}),
+    ],
+)
+def test_triples_and_single_texts_are_trained_on(
+    model: str, objective: str, data: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = sections(tmp_path, model, {"name": objective}, epochs=1)
+    recipe["data"] = {"triples": write_triples(tmp_path / "t.jsonl", 40), **data}
+    if model == "cross_encoder" and objective in ("info_nce", "arccse"):
+        assert "reads pairs together" in refused(tmp_path, recipe, capsys)
+        return
+    results = build.train(write_recipe(tmp_path / "it.yaml", recipe), run=tmp_path / "run")
+    assert results["selected_on"] == "10 % of train"
+    assert 0 < results["splits"]["dev"]["auc"] <= 1
+    counted = results["data"]["counts"]
+    assert counted["dev"]["pairs"] % 3 == 0  # a positive and two negatives each
+    if not data:
+        assert counted["train"] == {"triples": 40 - counted["dev"]["pairs"] // 3}
+
+
+def test_triples_are_made_of_pairs_and_judged_by_other_pairs(tmp_path: Path) -> None:
+    task = Matching()
+    rows = [("甲", "甲一", 1), ("甲", "甲二", 1), ("甲", "乙", 0), ("丙", "丁", 0), ("戊", "己", 1)]
+    write_pairs(tmp_path / "p.tsv", [*rows, *pairs(40)])
+    dev = write_pairs(tmp_path / "d.tsv", pairs(8, 500))
+    settings = task.data_settings.model_validate(
+        {"train": str(tmp_path / "p.tsv"), "dev": dev, "items": "triples", "most": 5}
+    )
+    assert [(t.anchor, t.positive, t.negatives) for t in task.load_data(settings).train] == [
+        ("甲", "甲一", ("乙",)), ("甲", "甲二", ("乙",)),
+    ]  # fmt: skip
+    own = task.data_settings.model_validate({"triples": write_triples(tmp_path / "t.jsonl", 12), "dev": dev})
+    data = task.load_data(own)
+    assert len(data.train) == 12
+    assert len(data.dev) == 8
+    assert data.dev_source == "d.tsv"
+    assert task.describe(data)["view"] == "triples of t"
+    assert set(data.hashes) == {"t.jsonl", "d.tsv"}
+    texts = task.load_data(own.model_copy(update={"items": "texts"})).train
+    assert all(isinstance(item, Document) for item in texts)
+    assert len({item.text for item in texts}) == len(texts)
+    (triple,) = [item for item in data.train[:1] if isinstance(item, Triple)]
+    assert task.text(triple).split("\t") == [triple.anchor, triple.positive, *triple.negatives]
+    assert task.without_gold(Pair("a", "b", 1.0)) == Pair("a", "b")
+
+
+# Teachers.
+
+
+@pytest.mark.parametrize("objective", ["distillation", "margin_mse"])
+def test_a_student_learns_from_a_teacher_that_speaks_once(
+    objective: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = sections(tmp_path, "bi_encoder", {"name": objective, "teacher": str(teacher), "teacher_temperature": 2.0})
+    recipe["data"] = {"triples": write_triples(tmp_path / "t.jsonl", 40)}
+    passes: list[int] = []
+    plain = type(hanzoo.load(teacher)).forward
+
+    def counted(self: Any, batch: Any) -> Any:
+        passes.append(batch.num_samples)
+        return plain(self, batch)
+
+    monkeypatch.setattr(type(hanzoo.load(teacher)), "forward", counted)
+    results = build.train(write_recipe(tmp_path / "it.yaml", recipe), run=tmp_path / "run")
+    assert sum(passes) == results["data"]["counts"]["train"]["triples"]  # two epochs, one word of the teacher
+    assert results["distillation"]["teachers"] == [str(teacher)]
+    assert hanzoo.load(tmp_path / "run").trained_on == ("t", "train")
+    targets = SoftTargets(tmp_path / "run" / "targets")
+    data = Matching().load_data(Matching.data_settings.model_validate(recipe["data"]))
+    triple = data.train[5]
+    expected = hanzoo.load(teacher).scores([(triple.anchor, text) for text in (triple.positive, *triple.negatives)])
+    first, other = targets.of([5, 6], torch.device("cpu"))
+    assert first.squeeze(1).tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+    assert other.squeeze(1).tolist() != pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def test_teachers_that_cannot_teach_are_refused(
+    teacher: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = sections(tmp_path, "bi_encoder", {"name": "distillation"})
+    recipe["data"] = {"triples": write_triples(tmp_path / "t.jsonl", 40)}
+    assert "objective.teacher: field required" in refused(tmp_path, recipe, capsys)
+    tagger = trained_run(tmp_path_factory)
+    for name, said in ((tmp_path / "none", "there is none"), (tagger, "must hold a matcher, but holds BiLSTMCRF")):
+        recipe["objective"]["teacher"] = str(name)
+        assert said in refused(tmp_path, recipe, capsys)
+    recipe["objective"] = {"name": "cosent"}
+    recipe["distillation"] = {"teacher": str(teacher)}
+    assert "a matcher learns from a teacher by objective.name=distillation" in refused(tmp_path, recipe, capsys)
+    # a teacher that has seen the gold of the student's dev
+    recipe = sections(tmp_path, "bi_encoder", {"name": "margin_mse", "teacher": str(teacher)})
+    write_pairs(tmp_path / "leaky.tsv", pairs(20))
+    recipe["data"] = {"triples": write_triples(tmp_path / "t.jsonl", 40), "dev": str(tmp_path / "leaky.tsv")}
+    assert "objective.teacher must not have been trained on the student's dev" in refused(tmp_path, recipe, capsys)
+
+
+# What cannot be trained.
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "said"),
+    [
+        ([("甲", "  ", 1), ("乙", "丙", 0)], "sentence1\tsentence2\tlabel", r"train.tsv:2: the second text must hold a character"),
+        ([("甲", 1), ("乙", 0)], "sentence1\tlabel", "train.tsv:1: there must be a column for second"),
+        ([("甲", "乙", 1), ("乙", "丙", 7)], "sentence1\tsentence2\tlabel", "train.tsv:3: the label must be one of 0, 1"),
+        ([("甲", "乙"), ("乙", "丙")], "sentence1\tsentence2", "a pair in train must have a label, but has none"),
+        ([("甲", "乙", 1), ("乙", "丙", 1)], "sentence1\tsentence2\tlabel", "train must hold pairs of two labels at least"),
+    ],
+)  # fmt: skip
+def test_bad_pairs_get_one_error(
+    rows: list[Any], header: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = sections(tmp_path)
+    write_pairs(tmp_path / "train.tsv", rows, header)
+    message = refused(tmp_path, recipe, capsys)
+    assert said in message
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"data": {"most": 1}}, "the pairs that are trained on must have two labels at least, but all have 0"),
+        ({"objective": {"name": "info_nce"}}, "info_nce must have matches or triples or texts to learn from, but data.items is"),
+        ({"objective": {"name": "arccse"}}, "Set data.items=texts, or take another objective: binary, cosent, softmax"),
+        ({"objective": {"name": "triplet"}}, "Set data.items=triples"),
+        ({"data": {"items": "texts"}, "objective": {"name": "cosent"}}, "take another objective: arccse, info_nce"),
+        ({"train": {"accumulation": 2}}, "train.accumulation must be 1 with the objective cosent, but is 2"),
+        (
+            {"data": {"items": "matches"}, "objective": {"name": "info_nce"}, "train": {"batch_size": 1}},
+            "train.batch_size must be 2 or more with the objective info_nce, but is 1",
+        ),
+        (
+            {"data": {"items": "texts"}, "objective": {"name": "info_nce"}, "model": {"encoder_dropout": 0.0}},
+            "model.encoder_dropout: must be above 0 with single texts",
+        ),
+        (
+            {"data": {"items": "texts"}, "objective": {"name": "arccse"}, "model": {"encoder_dropout": 0.0}},
+            "tiny-bert has none. Set model.encoder_dropout=0.1",
+        ),
+        ({"data": {"items": "matches", "triples": "simclue"}}, "must not have train beside triples"),
+    ],
+)  # fmt: skip
+def test_what_cannot_teach_is_refused_before_anything_is_written(
+    change: dict[str, dict[str, Any]], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = sections(tmp_path)
+    for section, values in change.items():
+        recipe[section] = ({} if section == "objective" else recipe[section]) | values
+    assert said in refused(tmp_path, recipe, capsys)
+
+
+def test_repeated_pieces_stand_in_for_dropout(tmp_path: Path) -> None:
+    recipe = sections(tmp_path, objective={"name": "info_nce", "repetition": 0.3}, epochs=1)
+    recipe["data"]["items"] = "texts"
+    recipe["model"]["encoder_dropout"] = 0.0
+    build.train(write_recipe(tmp_path / "it.yaml", recipe), run=tmp_path / "run")
+
+
+def test_objectives_that_divide_may_be_accumulated(tmp_path: Path) -> None:
+    recipe = sections(tmp_path, objective={"name": "binary", "scale": 20.0}, accumulation=2)
+    check_recipe(recipe, name="it", place="it.yaml")
+    recipe["objective"] = {"name": "cosent"}
+    with pytest.raises(RecipeError, match=r"train\.accumulation must be 1"):
+        check_recipe(recipe, name="it", place="it.yaml")
+
+
+def test_a_batch_of_one_label_is_counted_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = sections(tmp_path, batch_size=2, epochs=1)
+    write_pairs(tmp_path / "train.tsv", [(a, b, int(n % 8 == 0)) for n, (a, b, _) in enumerate(pairs(60))])
+    assert cli.train([str(write_recipe(tmp_path / "it.yaml", recipe)), "--run", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().err
+    assert (
+        "of 30 batches held nothing to compare and taught nothing: a larger train.batch_size has fewer of them" in said
+    )
+
+
+def test_where_no_batch_teaches_the_training_stops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [(a, b, int(len(a) > 30)) for a, b, _ in pairs(60)]
+    rows[0] = (
+        "很" * 40,
+        "多" * 41,
+        1,
+    )  # the longest: its neighbours by length have another label, it has none in its batch
+    rows[1] = ("话" * 42, "说" * 42, 1)
+    recipe = sections(tmp_path, batch_size=2, epochs=1)
+    write_pairs(tmp_path / "train.tsv", rows)
+    assert cli.train([str(write_recipe(tmp_path / "it.yaml", recipe)), "--run", str(tmp_path / "run")]) == 2
+    assert "batches must hold something to compare, but none of 30 did" in capsys.readouterr().err
+
+
+def test_a_last_batch_of_one_row_is_joined_with_its_neighbour(tmp_path: Path) -> None:
+    recipe = sections(tmp_path, objective={"name": "info_nce"}, epochs=2, batch_size=8)
+    recipe["data"]["items"] = "matches"
+    write_pairs(tmp_path / "train.tsv", [(f"{a}{n}", b, int(n < 17)) for n, (a, b, _) in enumerate(pairs(60))])
+    results = build.train(write_recipe(tmp_path / "it.yaml", recipe), run=tmp_path / "run")
+    assert results["steps"] == 4  # 8 and 9 rows
+
+
+def test_texts_that_are_not_read_whole_are_said(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = "好" * 200
+    for model, said in (
+        ("bi_encoder", "1 of 120 texts have more than 128 pieces"),
+        ("colbert", "1 of 60 documents have more than 127 pieces"),
+        ("cross_encoder", "1 of 60 pairs have more than 127 pieces"),
+    ):
+        recipe = sections(tmp_path, model, {"name": "binary"}, epochs=1)
+        write_pairs(tmp_path / "train.tsv", [("王小明", long, 0), *pairs(59)])
+        path = write_recipe(tmp_path / "it.yaml", recipe)
+        assert cli.train([str(path), "--run", str(tmp_path / model), "--dry-run"]) == 0
+        assert said in capsys.readouterr().err
+    file = write_pairs(tmp_path / "long.tsv", [("王小明", long, 0), *pairs(9, 1)])
+    assert cli.evaluate([str(run), "--file", file]) == 0
+    assert "1 of 20 texts have more than 128 pieces: the rest of each is not read" in capsys.readouterr().out
+    assert cli.predict([str(run), file, "--output", str(tmp_path / "out")]) == 0
+    assert "1 of 20 texts have more than 128 pieces" in capsys.readouterr().err
+
+
+# Leaks.
+
+
+@pytest.fixture
+def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """$HANZOO_DATA with an ATEC and an AFQMC, much too small to be the official ones."""
+    folder = tmp_path / "data"
+    (folder / "afqmc").mkdir(parents=True)
+    (folder / "atec").mkdir()
+    rows = [{"sentence1": a, "sentence2": b, "label": str(label)} for a, b, label in pairs(60)]
+    for split in ("train", "dev"):
+        (folder / "afqmc" / f"{split}.json").write_text(jsonl(rows), encoding="utf-8")
+    monkeypatch.setenv("HANZOO_DATA", str(folder))
+    return folder
+
+
+def test_scoring_what_leaked_into_training_is_refused_unless_forced(
+    named: Path, tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    matcher = hanzoo.load(run)
+    assert isinstance(matcher, Matcher)
+    matcher.trained_on = ("atec-unofficial",)
+    copy = tmp_path / "atec_run"
+    copy.mkdir()
+    (copy / "model").mkdir()
+    matcher.save(copy / "model")
+    for name in ("recipe.yaml", "results.json"):
+        (copy / name).write_bytes((run / name).read_bytes())
+    capsys.readouterr()
+    assert cli.evaluate([str(copy), "--data", "afqmc"]) == 2
+    said = capsys.readouterr().err
+    assert "a model that is scored on afqmc must not be trained on atec, but is" in said
+    assert "--allow-leakage" in said
+    assert cli.evaluate([str(copy), "--data", "afqmc", "--allow-leakage"]) == 0
+    assert "trained on atec, scored on afqmc" in capsys.readouterr().out
+    assert cli.evaluate([str(run), "--data", "afqmc"]) == 0  # the control: this one was trained on something else
+    assert "scored on afqmc" not in capsys.readouterr().out
+
+    recipe = sections(tmp_path) | {"data": {"name": "afqmc"}}
+    recipe["train"]["start_from"] = str(copy)
+    assert "must not be trained on atec" in refused(tmp_path, recipe, capsys)
+    recipe["data"]["allow_leakage"] = True
+    path = write_recipe(tmp_path / "forced.yaml", recipe)
+    assert cli.train([str(path), "--run", str(tmp_path / "forced")]) == 0
+    assert "forced: the figure means nothing" in capsys.readouterr().err
+    assert set(hanzoo.load(tmp_path / "forced").trained_on) == {"atec-unofficial", "afqmc-unofficial"}
+
+
+def test_going_on_begins_with_the_same_answers(run: Path, tmp_path: Path) -> None:
+    recipe = sections(tmp_path, start_from=str(run), optimizer={"learning_rate": 1e-30}, epochs=1)
+    build.train(write_recipe(tmp_path / "it.yaml", recipe), run=tmp_path / "on")
+    texts = [(first, second) for first, second, _ in pairs(10)]
+    assert np.allclose(hanzoo.load(tmp_path / "on").scores(texts), hanzoo.load(run).scores(texts), atol=1e-6)
+
+
+def test_runs_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="there is none"):
+        hanzoo.load(tmp_path / "none")
+    with pytest.raises(DataError, match="must exist"):
+        Matching().read_texts(tmp_path / "none.tsv", None)
