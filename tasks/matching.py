@@ -57,7 +57,7 @@ class MatchingDataSettings(DataSettings):
     """
 
     sources: ClassVar[tuple[str, ...]] = ("name", "train")
-    names: ClassVar[Collection[str]] = MATCHING_SETS
+    names: ClassVar[Collection[str]] = tuple(name for name, known in MATCHING_SETS.items() if known.kind != "retrieval")
 
     name: str | None = None
     train: str | None = None

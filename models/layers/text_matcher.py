@@ -120,6 +120,23 @@ class TextMatcher(TextEncoderModel, Matcher):
             tuple(item_ids),
         )
 
+    def cut_notes(self, texts: Sequence[str], limit: int | None, what: str) -> tuple[str, ...]:
+        """What a person should be told of texts (`what` they are) that are longer than the pieces that are read of them."""
+        # a piece has a character at least, so that short texts need not be cut into pieces to know
+        long = [] if limit is None else [text for text in texts if len(text) > limit]
+        longer = sum(len(row) > limit for row in self.subwords.encode(long)) if long and limit is not None else 0
+        if not longer:
+            return ()
+        return (f"{longer:,} of {len(texts):,} {what} have more than {limit} pieces: the rest of each is not read",)
+
+    def corpus_notes(self, texts: Sequence[str]) -> tuple[str, ...]:
+        """What a person should be told of texts that are indexed."""
+        return self.cut_notes(texts, self.max_pieces, "texts")
+
+    def query_notes(self, texts: Sequence[str]) -> tuple[str, ...]:
+        """What a person should be told of texts that are searched for."""
+        return self.cut_notes(texts, self.max_pieces, "queries")
+
     def rows_of_views(self, views: Sequence[Sequence[NDArray[np.int64]]]) -> TextRows:
         """The rows of a batch: all items' first views, then all second ones.
 
