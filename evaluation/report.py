@@ -157,6 +157,10 @@ METRIC_NAMES = {
     "f1": "F1",
     "macro_f1": "macro F1",
     "official_macro_f1": "official macro F1",
+    "mrr@10": "MRR@10",
+    "ndcg@10": "nDCG@10",
+    "recall@10": "recall@10",
+    "recall@100": "recall@100",
 }
 
 

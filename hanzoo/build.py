@@ -29,7 +29,7 @@ from hanzoo.errors import DataError, HanzooError, RecipeError, RunError
 from hanzoo.evaluation.report import learning_curve
 from hanzoo.models.model import Matcher, Model, TargetForm, TeacherSettings, load_model, model_class
 from hanzoo.recipe import Recipe, load_recipe
-from hanzoo.tasks.catalogue import require_options
+from hanzoo.tasks.catalogue import require_options, task_for_file, tasks_of
 from hanzoo.tasks.task import Data, DataSettings, Report, Say, Subject, Task
 from hanzoo.training.checkpoint import (
     GO_ON,
@@ -612,13 +612,16 @@ def evaluate_run(
         _require_as_many_seeds(folder, seeds, against)
     recipe = read_recipe(seeds[0])
     task = recipe.task
-    require_options(task, "evaluate", options, folder)
     if data_of is not None:
-        recipe = replace(recipe, data=_data_settings(task, data_of))
+        recipe = replace(recipe, data=_data_settings(recipe, data_of))
+        task = recipe.task
+    elif file is not None and not task.takes_file(str(file)):
+        task = task_for_file(model_class(recipe.model_name), str(file))
+    require_options(task, "evaluate", options, folder)
     data: Data | None = None
     if file is not None:
         try:
-            data = load_data(recipe)
+            data = load_data(recipe) if task is recipe.task else None
         except DataError:
             say(f"{folder}: its data is not there, so nothing is said of what stands in train")
         name, items = str(file), task.read_labelled(file, format)
@@ -635,14 +638,18 @@ def evaluate_run(
     return replace(report, against=(against, report.compare(against))) if against else report
 
 
-def _data_settings(task: Task, name: str) -> DataSettings:
-    """The section `data` of a data set by name, or of a recipe."""
-    if name in task.data_settings.names:
-        return task.data_settings.model_validate({"name": name})
-    recipe = load_recipe(name)
-    if recipe.task is not task:
-        raise RunError(f"--data: must be data of a {task.kind}, but {name} is of a {recipe.task.kind}. Name another.")
-    return recipe.data
+def _data_settings(recipe: Recipe, name: str) -> DataSettings:
+    """The section `data` of a data set by name, or of a recipe, which a run's model can be judged on."""
+    known = tasks_of(model_class(recipe.model_name))
+    for task in sorted(known, key=lambda task: task is not recipe.task):
+        if task.knows({"name": name}):
+            return task.data_settings.model_validate({"name": name})
+    other = load_recipe(name)
+    if other.task not in known:
+        raise RunError(
+            f"--data: must be data of a {recipe.task.kind}, but {name} is of a {other.task.kind}. Name another."
+        )
+    return other.data
 
 
 def require_kind(task: Task, run: Path, other: Report) -> None:

@@ -21,7 +21,7 @@ from hanzoo.dry_run import dry_run
 from hanzoo.errors import HanzooError, RunError, StorageError
 from hanzoo.evaluation.report import METRIC_NAMES, results_table, show_difference, show_interval, show_p
 from hanzoo.recipe import bundled_recipes, load_recipe
-from hanzoo.tasks.catalogue import known_options, require_options, task_of
+from hanzoo.tasks.catalogue import known_options, require_options, task_for_file
 from hanzoo.tasks.task import Report, Task
 from hanzoo.training.distributed import joined, num_ranks, restarts
 from hanzoo.training.trainer import Interrupted
@@ -292,7 +292,7 @@ def predict(argv: Sequence[str] | None = None) -> int:
 
 def _predict(arguments: argparse.Namespace) -> int:
     model = build.load(arguments.run, arguments.device)
-    task = task_of(type(model))
+    task = task_for_file(type(model), arguments.file)
     require_options(task, "predict", _options_of_tasks(arguments, "predict"), arguments.run)
     if arguments.file == "-" and num_ranks() > 1:
         raise RunError("standard input: must be a file where several ranks read it, but is a stream. Name a file.")

@@ -111,12 +111,12 @@ def _estimate(training: build.Training) -> Estimate:
     trainer.rehearse(next(window for window in _windows(trainer) if characters(window) == longest))
     usual = next(window for window in _windows(trainer) if characters(window) == median)
     seconds = statistics.median(trainer.rehearse(usual) for _ in range(TIMED_STEPS))
-    few = data.dev[:: max(1, len(data.dev) // DEV_ITEMS)]
+    few, times = training.task.dev_sample(data, DEV_ITEMS)
     evaluate = training.task.dev_evaluation(training.model, few, data)
     evaluate(training.model)  # compiles
     started = time.monotonic()
     evaluate(training.model)
-    evaluation = (time.monotonic() - started) * len(data.dev) / len(few)
+    evaluation = (time.monotonic() - started) * times
     total = seconds / median * sum(costs) + evaluation * trainer.settings.epochs
     cuda = torch.cuda.max_memory_allocated(trainer.device) / 1e9 if trainer.device.type == "cuda" else None
     return Estimate(longest, seconds, total / 60, peak_gigabytes(), cuda)

@@ -83,7 +83,7 @@ class Recipe:
     @property
     def task(self) -> Task:
         """What the model is trained on and judged by."""
-        return task_of(model_class(self.model_name))
+        return task_of(model_class(self.model_name), self.data)
 
     def to_dict(self) -> dict[str, Any]:
         """All settings, defaults included, as plain values."""
@@ -308,7 +308,7 @@ def check_recipe(values: Mapping[str, Any], *, name: str, place: str) -> Recipe:
     model_name = sections["model"].pop("name", None)
     cls = model_class(model_name) if model_name in model_names() else None
     # an unknown model leaves its task open: it is taken for one of the first, so that the rest is checked all the same
-    task = TASKS[0] if cls is None else task_of(cls)
+    task = TASKS[0] if cls is None else task_of(cls, sections["data"])
     data = _check(task.data_settings, sections["data"], "data", mistakes)
     model = None
     if cls is not None:

@@ -25,6 +25,8 @@ from hanzoo.models.layers.similarity import cosine_similarities, paired_cosine_s
 from hanzoo.models.layers.text_encoder import Pooling, TextEncoderConfig, text_vectors
 from hanzoo.models.layers.text_matcher import MatchingBatch, TextMatcher
 from hanzoo.models.model import Comparison
+from hanzoo.models.search.index import Corpus, index_kind
+from hanzoo.models.search.vectors import FAISS_KIND, FaissIndex, VectorIndex
 
 
 class BiEncoderConfig(TextEncoderConfig):
@@ -125,6 +127,18 @@ class BiEncoder(TextMatcher):
         first, second = (vectors[[places[pair[side]] for pair in pairs]] for side in (0, 1))
         cosines: NDArray[np.float64] = (first * second).sum(1)
         return cosines
+
+    def index(self, corpus: Corpus, folder: str | Path | None = None) -> VectorIndex:
+        return VectorIndex.build(self, corpus, folder)
+
+    def faiss_index(self, corpus: Corpus, kind: str) -> FaissIndex:
+        """A corpus in an index of faiss, for more than memory holds; see `FaissIndex.build`."""
+        return FaissIndex.build(self, corpus, kind)
+
+    def open_index(self, folder: str | Path) -> VectorIndex | FaissIndex:
+        if index_kind(Path(folder)) == FAISS_KIND:
+            return FaissIndex.open(self, folder)
+        return VectorIndex.open(self, folder)
 
     # Saving.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -33,7 +33,9 @@ from hanzoo.models.layers.encoder import ENCODER_FOLDER, Encoder
 from hanzoo.models.layers.max_sim import max_sim, paired_max_sim
 from hanzoo.models.layers.text_encoder import TextEncoderConfig, TextRows, in_parts
 from hanzoo.models.layers.text_matcher import MatchingBatch, TextMatcher, texts_of
-from hanzoo.models.model import Comparison
+from hanzoo.models.model import Comparison, cut_notes
+from hanzoo.models.search.index import Corpus
+from hanzoo.models.search.tokens import TokenIndex
 
 PUNCTUATION = string.punctuation + "，。、；：？！（）《》〈〉【】「」『』〔〕·—…～“”‘’￥％＆＊＋－／＝＠＃"
 
@@ -235,6 +237,65 @@ class ColBERT(TextMatcher):
             found[indices] = compared.paired(0, 1).cpu().numpy()
         self.train(was_training)
         return found
+
+    @property
+    def token_dimension(self) -> int:
+        return self.config.dimension
+
+    @property
+    def mean_of_tokens(self) -> bool:
+        return self.config.mean
+
+    def index(self, corpus: Corpus, folder: str | Path | None = None) -> TokenIndex:
+        return TokenIndex.build(self, corpus, folder)
+
+    def open_index(self, folder: str | Path) -> TokenIndex:
+        return TokenIndex.open(self, folder)
+
+    def query_notes(self, texts: Sequence[str]) -> tuple[str, ...]:
+        return tuple(cut_notes(self.count_longer(texts, self.config.query_pieces - 3, "queries")))
+
+    @torch.inference_mode()
+    def query_tokens(self, texts: Sequence[str]) -> list[Tensor]:
+        """The vectors of queries' tokens, (tokens, dimension) float32 each."""
+        rows = [self.query_row(text) for text in self.read_texts(texts)]
+        found: list[Tensor] = [torch.empty(0)] * len(rows)
+        for indices, vectors in self._kept(rows):
+            for index, own in zip(
+                indices, torch.split(vectors, [int(rows[i].scored.sum()) for i in indices]), strict=True
+            ):
+                found[index] = own
+        return found
+
+    def document_tokens(
+        self, texts: Sequence[str]
+    ) -> tuple[NDArray[np.int64], Iterator[tuple[Sequence[int], NDArray[np.float16]]]]:
+        """Documents as a store of tokens takes them.
+
+        Args:
+            texts: any number; none may be empty.
+
+        Returns:
+            (texts,) the number of tokens of each that count; and, encoded as they are asked for, places of some of the texts with
+            their tokens' vectors one text after the other, (tokens, dimension) float16.
+
+        Raises:
+            DataError: a text is empty, or all blanks.
+        """
+        rows = [self.document_row(text) for text in self.read_texts(texts)]
+        encoded = ((indices, vectors.half().cpu().numpy()) for indices, vectors in self._kept(rows))
+        return np.array([row.scored.sum() for row in rows], dtype=np.int64), encoded
+
+    def _kept(self, rows: Sequence[Row]) -> Iterator[tuple[list[int], Tensor]]:
+        """Places of some rows, and the vectors of their tokens that count, row by row, (tokens, dimension) float32."""
+        was_training = self.training
+        self.eval()
+        for indices in self.batches_by_length([len(row.pieces) for row in rows]):
+            with torch.inference_mode():
+                batch = self.token_rows([rows[i] for i in indices]).to(self.device)
+                vectors = self.token_vectors(batch)[batch.scored]
+            yield indices, vectors
+        self.train(was_training)
 
     # Saving.
 

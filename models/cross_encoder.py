@@ -22,13 +22,15 @@ from torch.nn import functional as F  # noqa: N812
 
 from hanzoo.data.document import Document, Pair, Triple
 from hanzoo.data.word_pieces import WordPieces
-from hanzoo.errors import RecipeError
+from hanzoo.errors import RecipeError, RunError
 from hanzoo.models.layers import interchange
 from hanzoo.models.layers.encoder import Encoder
 from hanzoo.models.layers.pooling import cls_pooling
 from hanzoo.models.layers.text_encoder import TextEncoderConfig, TextRows, in_parts
 from hanzoo.models.layers.text_matcher import MatchingBatch, TextMatcher, texts_of
 from hanzoo.models.model import Comparison
+from hanzoo.models.search.index import Corpus
+from hanzoo.models.search.pairs import PairIndex
 
 
 class CrossEncoderConfig(TextEncoderConfig):
@@ -179,6 +181,18 @@ class CrossEncoder(TextMatcher):
             found[indices] = self.pair_scores(self.pair_rows([read[i] for i in indices]).to(self.device)).cpu().numpy()
         self.train(was_training)
         return found
+
+    def index(self, corpus: Corpus, folder: str | Path | None = None) -> PairIndex:
+        """The corpus as it is: a cross-encoder ranks the candidates of a first stage. Raises RunError where a folder is given."""
+        index = PairIndex.build(self, corpus)
+        if folder is not None:
+            index.save(folder)
+        return index
+
+    def open_index(self, folder: str | Path) -> PairIndex:
+        raise RunError(
+            f"{folder}: a cross-encoder must have the corpus, but saves no index. Give the corpus: index(corpus)."
+        )
 
     # Saving.
 

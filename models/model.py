@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +33,8 @@ from hanzoo.data.schemes import TagSet
 from hanzoo.data.training_items import ItemKind
 from hanzoo.errors import RecipeError, RunError, nearest
 from hanzoo.models.layers.embedding import VocabularyEmbedding
+from hanzoo.models.search.bm25 import BM25Index
+from hanzoo.models.search.index import Corpus, Hit, Index, Staged, fingerprint
 
 if TYPE_CHECKING:
     from hanzoo.data.lexicon import Lexicon
@@ -44,6 +46,7 @@ POSITIONS_A_BATCH = 16_384  # at inference: padded characters a batch, so that m
 TEXTS_A_CHUNK = 1_024  # at inference: texts read ahead, sorted by length, given back in order
 CHARACTERS_A_CHUNK = 131_072
 LEAST_BATCHES = 20  # of which one at least must teach something
+NOT_OF_AN_INDEX = ("encoder", "encoder_dropout", "freeze_epochs", "rows_at_once")  # fields that change no vector
 
 Draw = Callable[[int], np.random.Generator]  # one generator an item: collate asks for it with the item's id
 
@@ -709,6 +712,66 @@ class Matcher(Model):
         """The probability that two texts match; see `probabilities`."""
         return float(self.probabilities([(first, second)])[0])
 
+    # Search.
+
+    @abstractmethod
+    def index(self, corpus: Corpus, folder: str | Path | None = None) -> Index:
+        """A corpus, read once, to be searched many times.
+
+        Args:
+            corpus: a list of texts or of passages, or a mapping from ids to texts.
+            folder: a new one, to write the index into as it is made, and to search it from there; None = no file stays.
+
+        Raises:
+            DataError: the corpus is empty, holds a blank text or an id twice.
+            RunError, StorageError: the folder is there already, or cannot be written.
+        """
+
+    @abstractmethod
+    def open_index(self, folder: str | Path) -> Index:
+        """An index that this model made and that was saved. Raises RunError where it is none, damaged, or of another model."""
+
+    def search(
+        self,
+        queries: Sequence[str],
+        corpus: Corpus | Index,
+        k: int = 10,
+        *,
+        first_stage: Index | Literal["bm25"] | None = None,
+        candidates: int = 100,
+        weight: float = 1.0,
+    ) -> list[list[Hit]]:
+        """For each query the k texts of a corpus that match best, the best first.
+
+        Args:
+            queries: texts; none may be blank.
+            corpus: see `index`; or an index that is there already.
+            k: at least 1; there are fewer hits where the corpus is smaller, or a first stage finds fewer.
+            first_stage: "bm25", or another index of the same corpus: it finds the candidates, and this model ranks them. None =
+                this model ranks the whole corpus, which a cross-encoder refuses.
+            candidates: of a query, that the first stage gives.
+            weight: of this model's score in the mix with the first stage's; see `Staged`.
+
+        Raises:
+            DataError: a query or a text is blank, the corpus is empty.
+            RunError: a cross-encoder has no first stage; a package is missing.
+        """
+        if first_stage == "bm25":
+            if isinstance(corpus, Index):
+                raise ValueError(
+                    "search: first_stage must be an index where the corpus is one. Give BM25Index.build(corpus)."
+                )
+            first_stage = BM25Index.build(corpus)
+        index = corpus if isinstance(corpus, Index) else self.index(corpus)
+        if first_stage is not None:
+            index = Staged(first_stage, index, candidates, weight)
+        return index.search(queries, k)
+
+    def fingerprint(self) -> str:
+        """What an index says of the model that made it: a hash of its weights and of how it reads texts."""
+        weights = {name: weight for name, weight in self.state_dict().items() if not name.startswith("objective.")}
+        return fingerprint(weights, self.config.model_dump(mode="json", exclude=set(NOT_OF_AN_INDEX)))
+
     def description(self) -> dict[str, Any]:
         return {
             "trained_on": list(self.trained_on),
@@ -927,6 +990,6 @@ class Tagger(Model):
 
 __all__ = [
     "AttackPoint", "Batch", "Comparison", "Draw", "Features", "ItemTargets", "Matcher", "Model", "Objective", "Settings",
-    "Tagger", "TaggerDescription", "TargetForm", "TeacherSettings", "cut_notes", "in_chunks", "is_table", "load_model", "model_class",
-    "model_names", "only_class", "read_description", "read_tensors",
+    "Tagger", "TaggerDescription", "TargetForm", "TeacherSettings", "cut_notes", "in_chunks", "is_table", "load_model",
+    "model_class", "model_names", "only_class", "read_description", "read_tensors",
 ]  # fmt: skip

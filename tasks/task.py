@@ -185,6 +185,11 @@ class Task(ABC):
 
     # Data.
 
+    def knows(self, section: Mapping[str, Any]) -> bool:
+        """Whether a `data` section, not yet checked, names data of this task and of no other of its models."""
+        settings = self.data_settings
+        return section.get("name") in settings.names or any(key in section for key in settings.sources if key != "name")
+
     @abstractmethod
     def load_data(self, settings: Any) -> Data:
         """The data of a recipe's section, read and checked. Raises DataError or RecipeError."""
@@ -248,6 +253,11 @@ class Task(ABC):
     def dev_evaluation(self, model: Any, items: Sequence[Any], data: Any) -> Callable[[Model], dict[str, Any]]:
         """What the trainer calls after each epoch: figures on dev, the items, whose features are computed once. Collective."""
 
+    def dev_sample(self, data: Any, most: int) -> tuple[Sequence[Any], float]:
+        """Some items of dev, for an estimate: about `most`, and how many times as long the evaluation on all of dev takes."""
+        few = data.dev[:: max(1, len(data.dev) // most)]
+        return few, len(data.dev) / len(few)
+
     @abstractmethod
     def calibrate(self, model: Any, items: Sequence[Any], settings: Any) -> dict[str, Any]:
         """Fit on dev what the model's answers are read by, and is saved with it; says what was fitted, and how well it does.
@@ -294,6 +304,10 @@ class Task(ABC):
         """Write the file that a leaderboard takes. Collective. Raises RunError where the data has none."""
 
     # Prediction.
+
+    def takes_file(self, path: str) -> bool:
+        """Whether `predict` is for what is at a path ("-" = standard input), where a model is of several tasks."""
+        return not Path(path).is_dir()
 
     @abstractmethod
     def predict(self, model: Any, arguments: argparse.Namespace, say: Say) -> int:

@@ -39,6 +39,7 @@ DOCUMENTS = (*READMES, "CHANGELOG.md", "CONTRIBUTING.md", "recipes/README.md")
 OWN_FILES = {
     "texts.txt", "texts.jsonl", "reviews.csv", "reviews.parquet", "held_out.jsonl",
     "pairs.tsv", "scored.tsv", "tagged.jsonl", "tagged.csv", "tagged.parquet", "page.html", "cluener_predict.json",
+    "my_folder", "run.trec",
 }  # fmt: skip
 
 

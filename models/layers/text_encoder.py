@@ -166,7 +166,9 @@ class TextEncoderModel(PretrainedModel):
         """How many texts have more pieces than are read of each; see `Matcher.cut_counts`."""
         if limit is None:
             return {}
-        longer = sum(len(row) > limit for row in self.subwords.encode(texts))
+        # a piece has a character at least, so that short texts need not be cut into pieces to know
+        long = [text for text in texts if len(text) > limit]
+        longer = sum(len(row) > limit for row in self.subwords.encode(long)) if long else 0
         return {f"{kind} have more than {limit} pieces: the rest of each is not read": (longer, len(texts))}
 
     def attack_points(self, batch: Any) -> Mapping[str, AttackPoint]:

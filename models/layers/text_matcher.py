@@ -21,7 +21,7 @@ from hanzoo.data.movable import Movable
 from hanzoo.data.word_pieces import WordPieces
 from hanzoo.models.layers.encoder import Encoder
 from hanzoo.models.layers.text_encoder import TextEncoderConfig, TextEncoderModel, TextRows
-from hanzoo.models.model import Draw, Matcher
+from hanzoo.models.model import Draw, Matcher, cut_notes
 
 NO_LABEL = float("nan")
 
@@ -150,6 +150,14 @@ class TextMatcher(TextEncoderModel, Matcher):
             else:
                 objective.num_untaught += 1
         return batch
+
+    def corpus_notes(self, texts: Sequence[str]) -> tuple[str, ...]:
+        """What a person should be told of texts that are indexed."""
+        return tuple(cut_notes(self.count_longer(texts, self.max_pieces)))
+
+    def query_notes(self, texts: Sequence[str]) -> tuple[str, ...]:
+        """What a person should be told of texts that are searched for."""
+        return tuple(cut_notes(self.count_longer(texts, self.max_pieces, "queries")))
 
     def rows_of_views(self, views: Sequence[Sequence[NDArray[np.int64]]]) -> TextRows:
         """The rows of a batch: all items' first views, then all second ones.

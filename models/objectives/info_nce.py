@@ -2,15 +2,15 @@
 
 Source: van den Oord et al. 2018 (equation 4); in-batch negatives as in Henderson et al. 2017, section 4.4; SimCSE is this with the
 other view as the positive (Gao et al. 2021, equations 1 and 5, temperature 0.05).
-Differs: candidates that are known to be right too (the same text, the same label) can be removed row by row; the own positive
-never is. Not the NT-Xent of SimCLR by itself: that is had from the similarities of all 2N views with each other, each row's own
-column removed and its other view as `positives`.
+Differs: candidates that are known to be right too (the same text, another match of the anchor) are removed row by row; its own
+positive never is. Not the NT-Xent of SimCLR by itself: that is had from the similarities of all 2N views with each other, each
+row's own column removed and its other view as `positives`.
 Cost: (rows, candidates).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from hanzoo.data.document import Document
 from hanzoo.data.training_items import ItemKind
 from hanzoo.errors import RecipeError
 from hanzoo.models.layers.similarity import candidate_divergence, candidate_log_probabilities
+from hanzoo.models.layers.text_matcher import text_number, texts_of
 from hanzoo.models.model import Comparison, Matcher, Objective, Settings
 
 
@@ -46,8 +48,12 @@ class InfoNCE(Objective):
         temperature: that similarities are divided by, above 0. 0.05 for cosines, 1 for sums of MaxSim.
         both_directions: the mean of this and of the same with documents as rows and anchors as candidates.
         repetition: see `InfoNCESettings`.
+
+    Attributes:
+        matches: (matches,) int64, rising: the `pair_number` of texts that are known to match; None = only equal texts do.
     """
 
+    matches: Tensor | None
     Settings: ClassVar[type[InfoNCESettings]] = InfoNCESettings
     decomposes: ClassVar[bool] = False
     learns_from: ClassVar[tuple[ItemKind, ...]] = ("matches", "triples", "texts")
@@ -55,6 +61,7 @@ class InfoNCE(Objective):
 
     def __init__(self, temperature: float = 0.05, both_directions: bool = False, repetition: float = 0.0) -> None:
         super().__init__()
+        self.register_buffer("matches", None, persistent=False)
         self.repetition = repetition
         if not temperature > 0:
             raise ValueError(f"info_nce: temperature must be above 0, but is {temperature}.")
@@ -63,7 +70,9 @@ class InfoNCE(Objective):
 
     @classmethod
     def build(cls, settings: InfoNCESettings, matcher: Matcher, data: Any) -> Self:
-        return cls(settings.temperature, settings.both_directions, settings.repetition)
+        objective = cls(settings.temperature, settings.both_directions, settings.repetition)
+        objective.matches = known_matches(data.train)
+        return objective
 
     def views(self, texts: Sequence[NDArray[np.int64]], draw: np.random.Generator | None) -> list[NDArray[np.int64]]:
         """A single text stands twice: its two views differ by dropout, and by what is repeated in the second."""
@@ -76,11 +85,27 @@ class InfoNCE(Objective):
         return {"info_nce": num_items}
 
     def of(self, compared: Comparison, batch: Any) -> Mapping[str, Tensor]:
-        return self.losses(self._similarities(compared, batch), None, equal_texts(batch.keys))
+        return self.losses(self._similarities(compared, batch), None, self.known(batch.keys))
 
     def agreement(self, first: Comparison, second: Comparison, batch: Any) -> Mapping[str, Tensor]:
         one, other = (self._similarities(compared, batch) for compared in (first, second))
-        return self.divergence(one, other, None, equal_texts(batch.keys))
+        return self.divergence(one, other, None, self.known(batch.keys))
+
+    def known(self, keys: Tensor) -> Tensor:
+        """Which candidates are no negatives of a row: its own texts once more, and what is known to match its anchor.
+
+        Args:
+            keys: see `equal_texts`.
+
+        Returns:
+            (items, candidates) bool.
+        """
+        found = equal_texts(keys)
+        if self.matches is None or keys.shape[1] < 2:
+            return found
+        numbers = pair_number(keys[:, :1], keys[:, 1:].T.flatten())
+        places = torch.searchsorted(self.matches, numbers).clamp(max=len(self.matches) - 1)
+        return found | (self.matches[places] == numbers)
 
     @staticmethod
     def _similarities(compared: Comparison, batch: Any) -> Tensor:
@@ -222,6 +247,32 @@ def equal_texts(keys: Tensor) -> Tensor:
     anchors, positives = keys[:, 0], keys[:, min(1, keys.shape[1] - 1)]
     candidates = torch.cat([positives, *keys[:, 2:].T]) if keys.shape[1] > 2 else positives
     return (candidates == anchors.unsqueeze(1)) | (candidates == positives.unsqueeze(1))
+
+
+def pair_number(anchors: Tensor, others: Tensor) -> Tensor:
+    """A number for two texts in order, from the numbers of the texts, int64 each: the same for no other two anybody will meet."""
+    return anchors * 0x5851F42D4C957F2D + others  # the multiplier of Knuth's MMIX; the sum wraps around
+
+
+def known_matches(items: Iterable[Any]) -> Tensor | None:
+    """The pair numbers of anchors that have several positives with each of these, rising; None where no anchor has.
+
+    A row whose anchor has one positive needs none of them: that text is known by being equal to the row's own.
+
+    Args:
+        items: pairs and triples that are trained on, whose first two texts match; others are passed over.
+    """
+    positives: dict[str, set[str]] = {}
+    for item in items:
+        texts = () if isinstance(item, Document) else texts_of(item)
+        if len(texts) > 1:
+            positives.setdefault(texts[0], set()).add(texts[1])
+    pairs = [(anchor, text) for anchor, known in positives.items() if len(known) > 1 for text in known]
+    if not pairs:
+        return None
+    anchors, others = (torch.tensor([text_number(pair[side]) for pair in pairs]) for side in (0, 1))
+    found: Tensor = pair_number(anchors, others).sort().values
+    return found
 
 
 def with_repetition(text: NDArray[np.int64], share: float, draw: np.random.Generator) -> NDArray[np.int64]:

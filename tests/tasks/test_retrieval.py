@@ -1,0 +1,271 @@
+"""Retrieval by recipe: trained on a BEIR folder, judged over the corpus, compared, searched from the shell."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hanzoo import build, cli
+from hanzoo.data.document import Pair
+from hanzoo.data.matching_catalogue import load_retrieval
+from hanzoo.errors import DataError, RecipeError
+from hanzoo.evaluation.retrieval import score_rankings
+from hanzoo.models.bi_encoder import BiEncoder
+from hanzoo.models.layers.text_matcher import text_number
+from hanzoo.models.objectives.info_nce import InfoNCE, known_matches
+from hanzoo.recipe import check_recipe
+from hanzoo.tasks import retrieval
+from hanzoo.tasks.catalogue import task_for_file, task_of
+from hanzoo.tasks.matching import Matching
+from hanzoo.tasks.retrieval import JudgedQueries, Retrieval, RetrievalDataSettings, RetrievalTaskData, SearchedCorpus
+from tests.fixtures import write_recipe
+
+pytestmark = pytest.mark.usefixtures("deterministic", "encoders")
+
+HEADER = "query-id\tcorpus-id\tscore\n"
+PLACES = ["北京", "上海", "广州", "成都", "杭州", "西安"]
+WHAT = ["银行搬家了", "下雨", "开会", "书店开了三家分行", "的秋天很长"]
+
+
+def write_folder(folder: Path, dev: bool = True) -> Path:
+    """A passage for each place and what is there; a query asks for both, some for two places."""
+    passages = [f"{place}{what}" for place in PLACES for what in WHAT]
+    (folder / "qrels").mkdir(parents=True)
+    with (folder / "corpus.jsonl").open("w", encoding="utf-8") as file:
+        for number, text in enumerate(passages):
+            file.write(json.dumps({"_id": f"d{number}", "text": text}, ensure_ascii=False) + "\n")
+    queries = [f"{what}，在{place}" for place in PLACES for what in WHAT]
+    with (folder / "queries.jsonl").open("w", encoding="utf-8") as file:
+        for number, text in enumerate(queries):
+            file.write(json.dumps({"_id": f"q{number}", "text": text}, ensure_ascii=False) + "\n")
+    splits: dict[str, list[str]] = {"train": [], "dev": [], "test": []}
+    for number in range(len(queries)):
+        split = "dev" if number % 5 == 3 and dev else "test" if number % 5 == 4 else "train"
+        splits[split].append(f"q{number}\td{number}\t1\n")
+        if number % 5 == 0:
+            splits[split].append(f"q{number}\td{(number + 5) % 30}\t1\n")
+    for split, lines in splits.items():
+        if lines:
+            (folder / "qrels" / f"{split}.tsv").write_text(HEADER + "".join(lines), encoding="utf-8")
+    return folder
+
+
+def recipe_of(folder: Path, **model: Any) -> dict[str, Any]:
+    return {
+        "data": {"folder": str(folder)},
+        "model": {"name": "bi_encoder", "encoder": "tiny-bert"} | model,
+        "objective": {"name": "info_nce"},
+        "train": {"epochs": 2, "batch_size": 8, "log_every": 5, "optimizer": {"learning_rate": 0.002}},
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("places") / "places")
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path, encoders: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A bi-encoder that has learnt, and one whose rate was next to nothing."""
+    root = tmp_path_factory.mktemp("runs")
+    found = {}
+    for name, rate in (("learnt", 0.002), ("raw", 1e-9)):
+        sections = recipe_of(folder)
+        sections["train"] |= {"epochs": 8, "optimizer": {"learning_rate": rate}}
+        recipe = write_recipe(root / f"{name}.yaml", sections)
+        assert cli.train([str(recipe), "--run", str(root / name)]) == 0
+        found[name] = root / name
+    return found
+
+
+def test_the_data_section_says_which_task_it_is() -> None:
+    assert isinstance(task_of(BiEncoder), Matching)
+    assert isinstance(task_of(BiEncoder, {"name": "stsb"}), Matching)
+    assert isinstance(task_of(BiEncoder, {"train": "pairs.tsv"}), Matching)
+    assert isinstance(task_of(BiEncoder, {"name": "stard"}), Retrieval)
+    assert isinstance(task_of(BiEncoder, {"folder": "here"}), Retrieval)
+    assert isinstance(task_of(BiEncoder, RetrievalDataSettings(name="stard")), Retrieval)
+    assert isinstance(task_for_file(BiEncoder, "-"), Matching)
+
+
+def test_a_folder_is_a_task(folder: Path) -> None:
+    task = Retrieval()
+    data = task.load_data(RetrievalDataSettings(folder=str(folder)))
+    assert len(data.train) == 24
+    assert Pair("银行搬家了，在北京", "北京银行搬家了", 1.0) == Pair(data.train[0].first, data.train[0].second, 1.0)
+    assert (len(data.dev), len(data.test or ())) == (6, 6)
+    assert task.describe(data)["counts"]["train"] == {"queries": 18, "relevant": 24}
+    few, times = task.dev_sample(data, 2)
+    assert len(few) == 2
+    assert isinstance(few, JudgedQueries)
+    known = {passage.id for passage in few.corpus.passages}
+    assert all(passage in known for item in few for passage in item.judged)
+    assert times == 30 / len(known) > 1
+
+
+def test_dev_may_be_searched_in_fewer_passages_while_training(folder: Path) -> None:
+    task = Retrieval()
+    data = task.load_data(RetrievalDataSettings(folder=str(folder), dev_passages=5))
+    few = [passage.id for passage in data.selected.corpus.passages]
+    assert few == [passage.id for passage in data.known.corpus if passage.id in few]  # ties stand as in the whole
+    assert {passage for item in data.dev for passage in item.judged} <= set(few)
+    assert len(few) < len(data.dev.corpus.passages) == 30
+    assert "of its passages, reported on test over the whole corpus" in task.describe(data)["protocol"]
+    seen: list[int] = []
+
+    class Counting(BiEncoder):
+        def index(self, corpus: Any, folder: Any = None) -> Any:
+            seen.append(len(corpus))
+            return super().index(corpus, folder)
+
+    model = Counting.build(Counting.Config(encoder="tiny-bert"), data)
+    task.dev_evaluation(model, data.dev, data)(model)
+    task.figures(model, data.dev, data)
+    assert seen == [len(few), 30]
+
+
+def test_without_dev_a_tenth_of_train_is_held_out(tmp_path: Path) -> None:
+    data = RetrievalTaskData(load_retrieval(folder=write_folder(tmp_path / "own", dev=False)))
+    held = {item.query.text for item in data.dev}
+    assert held
+    assert not held & {pair.first for pair in data.train}
+    assert data.dev_source == "10 % of train"
+    assert any("are held out" in note for note in data.notes)
+    (tmp_path / "own" / "qrels" / "train.tsv").unlink()
+    with pytest.raises(DataError, match=r"must have qrels/train\.tsv"):
+        RetrievalTaskData(load_retrieval(folder=tmp_path / "own"))
+
+
+def test_what_is_known_to_match_is_no_negative(folder: Path) -> None:
+    data = RetrievalTaskData(load_retrieval(folder=folder))
+    first = data.train[0].first
+    own = [pair for pair in data.train if pair.first == first]
+    assert len(own) == 2
+    other = next(pair for pair in data.train if pair.first != first and pair.second == own[1].second)
+    batch = [own[0], other, next(pair for pair in data.train if pair.second not in (own[0].second, own[1].second))]
+    keys = torch.tensor([[text_number(pair.first), text_number(pair.second)] for pair in batch])
+    objective = InfoNCE()
+    objective.matches = known_matches(data.train)
+    # the second row's passage answers the first row's question too; the first's does not answer the second's
+    assert objective.known(keys).tolist() == [[True, True, False], [False, True, False], [False, False, True]]
+    assert InfoNCE().known(keys).tolist() == [[True, False, False], [False, True, False], [False, False, True]]
+    similarities = torch.tensor([[0.1, 0.9, 0.2], [0.3, 0.4, 0.5], [0.0, 0.1, 0.2]])
+    losses = objective.losses(similarities, None, objective.known(keys))["info_nce"]
+    left = torch.log_softmax(similarities[0, [0, 2]] / 0.05, 0)
+    assert float(losses[0]) == pytest.approx(-float(left[0]), abs=1e-5)
+
+
+def test_a_trained_run_is_judged_over_the_corpus(runs: dict[str, Path], folder: Path) -> None:
+    results = json.loads((runs["learnt"] / "results.json").read_text("utf-8"))
+    found = build.evaluate(runs["learnt"], split="test")
+    assert found["mrr@10"] == results["splits"]["test"]["mrr@10"]
+    data = load_retrieval(folder=folder)
+    model = build.load(runs["learnt"])
+    assert isinstance(model, BiEncoder)
+    queries = data.queries_of("test")
+    vectors, asked = model.encode([p.full_text for p in data.corpus]), model.encode([query.text for query in queries])
+    order = np.argsort(-(asked @ vectors.T), axis=1, kind="stable")
+    rankings = {query.id: [data.corpus[i].id for i in row] for query, row in zip(queries, order, strict=True)}
+    assert found["mrr@10"] == pytest.approx(score_rankings(rankings, data.judged("test")).figures["mrr@10"])
+    raw = build.evaluate(runs["raw"], split="test")["mrr@10"]
+    assert found["mrr@10"] > raw
+    compared = build.evaluate(runs["learnt"], split="test", against=runs["raw"])["against"]
+    assert compared["difference"] == pytest.approx(found["mrr@10"] - raw)
+    assert 0 < compared["p"] <= 1
+
+
+def test_the_commands(runs: dict[str, Path], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, record = str(runs["learnt"]), tmp_path / "places.json"
+    options = ["--first-stage", "bm25", "--candidates", "5"]
+    assert cli.evaluate([run, "--split", "test", *options, "--against", str(runs["raw"])]) == 0
+    said = capsys.readouterr().out
+    assert "MRR@10" in said
+    assert "of 5 candidates of BM25 a query, ranked by 0.7 x the model's score and 0.3 x BM25's" in said
+    assert f"{run} against BM25 alone, mrr@10:" in said
+    assert cli.evaluate([run, "--file", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["recall@10"] > 0
+    assert cli.evaluate([run, "--record", str(record)]) == 0
+    assert set(json.loads(record.read_text("utf-8"))["metrics"]) >= {"mrr@10", "ndcg@10", "recall@100"}
+    capsys.readouterr()
+    assert cli.evaluate([run, "--candidates", "5"]) == 2
+    assert "must stand with --first-stage" in capsys.readouterr().err
+
+    assert cli.predict([run, str(folder), "--k", "3", "--queries", "test"]) == 0
+    lines = [line.split(" ") for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 18
+    assert [line[0] for line in lines[:3]] == ["q4"] * 3
+    assert [line[3] for line in lines[:3]] == ["1", "2", "3"]
+    assert all((line[1], line[5]) == ("Q0", "hanzoo") for line in lines)
+    assert cli.predict([run, str(folder), "--k", "3", "--output", str(tmp_path / "run.json")]) == 0
+    found = json.loads((tmp_path / "run.json").read_text("utf-8"))
+    assert len(found) == 30
+    assert list(found["q4"]) == [line[2] for line in lines[:3]]
+    assert cli.predict([run, str(folder), *options, "--output", str(tmp_path / "run.tsv")]) == 0
+    rows = (tmp_path / "run.tsv").read_text("utf-8").splitlines()
+    assert rows[0] == "query-id\tcorpus-id\tscore"
+    assert 1 < len(rows) <= 1 + 5 * 30
+    (tmp_path / "pairs.tsv").write_text("sentence1\tsentence2\n今天下雨\t下雨\n", "utf-8")
+    capsys.readouterr()
+    assert cli.predict([run, str(tmp_path / "pairs.tsv")]) == 0  # the same model scores pairs
+    assert json.loads(capsys.readouterr().out)["score"] <= 1
+
+
+def test_a_dry_run_shows_the_corpus(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = write_recipe(tmp_path / "places.yaml", recipe_of(folder))
+    assert cli.train([str(recipe), "--dry-run", "--run", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    assert "train queries" in said
+    assert "relevant passages" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_colbert_is_trained_the_same_way(folder: Path, tmp_path: Path) -> None:
+    sections = recipe_of(folder, name="colbert", document_marker="#")
+    sections["objective"]["temperature"] = 1.0
+    recipe = write_recipe(tmp_path / "places.yaml", sections)
+    assert cli.train([str(recipe), "--run", str(tmp_path / "run")]) == 0
+    assert build.evaluate(tmp_path / "run", split="test")["recall@100"] == 1.0
+
+
+def test_the_index_of_a_model_is_made_once(folder: Path, runs: dict[str, Path]) -> None:
+    corpus = SearchedCorpus(load_retrieval(folder=folder).corpus)
+    model = build.load(runs["learnt"])
+    assert isinstance(model, BiEncoder)
+    first = corpus.index_of(model)
+    assert corpus.index_of(model) is first
+    with torch.no_grad():
+        next(iter(model.parameters())).mul_(1.5)
+    assert corpus.index_of(model) is not first
+
+
+def test_ranks_share_the_corpus(folder: Path, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load_retrieval(folder=folder)
+    passages = [*data.corpus, *(replace(passage, id=f"again {passage.id}") for passage in data.corpus)]  # ties
+    texts = [query.text for query in data.queries_of("test")]
+    model = build.load(runs["learnt"])
+    assert isinstance(model, BiEncoder)
+    alone = retrieval.hits_of(model, texts, SearchedCorpus(passages), 7, None)
+    other = model.search(texts, passages[1::2], 7)
+    monkeypatch.setattr(retrieval, "num_ranks", lambda: 2)
+    monkeypatch.setattr(retrieval, "share", lambda items: list(items[::2]))
+    monkeypatch.setattr(retrieval, "gather_objects", lambda mine: [mine, other])
+    found = retrieval.hits_of(model, texts, SearchedCorpus(passages), 7, None)
+    for one, two in zip(found, alone, strict=True):
+        assert [hit.id for hit in one] == [hit.id for hit in two]
+
+
+def test_a_wrong_section_is_one_error() -> None:
+    sections: dict[str, Any] = recipe_of(Path("x"))
+    sections["data"] = {"folder": "x", "name": "stard"}
+    with pytest.raises(RecipeError, match="exactly one of name and folder"):
+        check_recipe(sections, name="x", place="x")
+    sections["data"] = {"name": "stard"}
+    sections["evaluate"] = {"metric": "spearman"}
+    with pytest.raises(RecipeError, match=r"evaluate\.metric"):
+        check_recipe(sections, name="x", place="x")
