@@ -25,7 +25,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT),
+    # or transformers reads weights, and tokenizers texts, in threads that stay
+    "HF_DEACTIVATE_ASYNC_LOAD": "1", "TOKENIZERS_PARALLELISM": "false",
+}  # fmt: skip
 LIMIT = 300.0  # seconds that one start may take
 PAUSE = 0.001  # seconds between two looks at a run whose moment counts
 LONG_PAUSE = 0.01  # and at one that only has to end

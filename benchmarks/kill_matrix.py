@@ -4,7 +4,8 @@
 
 A cell is a training in one precision (float32, bfloat16) on one process or two (gloo, three micro-batches a step and rank). There
 is a cell for plain training, for every trick alone (each file of training/tricks/ is found), for ten pairs of tricks, and for what
-else has to come back. In each a small BiLSTM-CRF is trained on a part of the bundled corpus, first undisturbed, then in another
+else has to come back: a small BiLSTM-CRF is trained on a part of the bundled corpus; and where vectors of past batches are kept, a
+bi-encoder with a small BERT of random weights (one micro-batch a step and rank). Each is trained first undisturbed, then in another
 folder with kills: SIGKILL to the process, or to either rank, once a randomly drawn step is done and a further random wait of up to
 a step is over; one kill of each cell waits until the run is writing a folder. After each kill it is started with --resume, after
 the last one it runs to its end. Every start is a real process that runs `train`, forked from one that has imported once
@@ -51,7 +52,10 @@ from torch import Tensor  # noqa: E402
 from benchmarks.fork_server import LIMIT, PAUSE, ForkServer, is_saving, last_step, records, results  # noqa: E402
 from hanzoo.build import commit, versions  # noqa: E402
 from hanzoo.data.files import write_file  # noqa: E402
+from hanzoo.data.randomness import reseed  # noqa: E402
+from hanzoo.data.subwords import quiet  # noqa: E402
 from hanzoo.models.model import read_tensors  # noqa: E402
+from hanzoo.models.objectives.info_nce import InfoNCE  # noqa: E402
 from hanzoo.training import trainer  # noqa: E402
 from hanzoo.training.checkpoint import tensors_sha256  # noqa: E402
 from hanzoo.training.trick import Trick, trick_class, trick_names  # noqa: E402
@@ -72,16 +76,34 @@ train:
   device: cpu
 evaluate: {{calibrate: false}}
 """
+# The same sentences as single texts (SimCSE), and as pairs on dev, labelled in turn: what it learns does not matter.
+MATCHER_RECIPE = f"""
+data: {{train: train.tsv, dev: dev.tsv, items: texts}}
+model: {{name: bi_encoder, encoder: tiny-encoder, encoder_dropout: 0.1}}
+objective: {{name: info_nce}}
+train:
+  epochs: {EPOCHS}
+  optimizer: {{learning_rate: 0.003}}
+  log_every: 1
+  save_every: 3
+  threads: 1
+  device: cpu
+evaluate: {{calibrate: false}}
+"""
+RECIPES = {"tagger": RECIPE, "matcher": MATCHER_RECIPE}
 PRECISIONS = ("float32", "bfloat16")
 RANKS = {
     1: (f"train.batch_size={WINDOW}",),
     2: (f"train.batch_size={WINDOW // 6}", "train.accumulation=3"),
 }
+# An objective over the batch goes with no accumulation.
+MATCHER_RANKS = {1: (f"train.batch_size={WINDOW}",), 2: (f"train.batch_size={WINDOW // 2}",)}
 NUM_PAIRS = 10
 TRIES = 3  # of a cell whose run could not be killed in time
 ALONE = 10.0  # seconds in which a rank must notice that the other one is gone
 CHARACTERS = "CHARACTERS"  # in a setting: so many that some micro-batches are smaller for it
 CHARACTERS_OF = {1: "200", 2: "30"}  # by the number of ranks, whose micro-batches are smaller anyway
+ENCODER = "tiny-encoder"  # a folder
 START = "START"  # in a setting: the directory of a run that has finished, on the same data
 
 # How a trick is set where its defaults would do nothing in a training this short, with whatever else it needs. A trick that is not
@@ -110,6 +132,20 @@ OTHERS: dict[str, tuple[str, ...]] = {
     "distillation": (f"distillation.teacher={START}",),
     "batch characters": (f"train.batch_characters={CHARACTERS}",),
 }
+# Of the matcher: what is kept of past batches.
+QUEUE = "objective.momentum_queue={capacity: 30, momentum: 0.9}"
+MATCHERS: dict[str, tuple[str, ...]] = {
+    "momentum queue": (QUEUE, "objective.repetition=0.3"),
+    "momentum queue+fgm+r_drop": (QUEUE, "train.tricks={fgm: {}, r_drop: {}}"),
+    "cross-batch memory": ("objective.cross_batch_memory={capacity: 30, start_step: 5}",),
+    "cross-batch memory+r_drop": ("objective.cross_batch_memory={capacity: 30}", "train.tricks={r_drop: {}}"),
+}
+
+# Trained once by each server, so that all is imported and compiled.
+WARM_UPS = {
+    "tagger": ("train.epochs=3", "train.seed=7", "train.tricks={r_drop: {}}", *RANKS[1]),
+    "matcher": ("train.epochs=1", "train.seed=7", "train.tricks={r_drop: {}}", *MATCHER_RANKS[1]),
+}
 
 
 # Controls: called in each process of a cell before it trains. An undisturbed run goes on from nothing, so none of them changes it
@@ -137,8 +173,14 @@ def forget_randomness() -> None:
     trainer.reseed = lambda *key: None  # type: ignore[attr-defined]
 
 
+def forget_past() -> None:
+    """What is kept of past batches is not restored."""
+    InfoNCE.training_state = lambda self: {}  # type: ignore[method-assign]
+
+
 CONTROLS: dict[str, Callable[[], None]] = {
     "ema": forget_average,
+    "momentum queue": forget_past,
     "plain": forget_optimizer,
     "r_drop": forget_randomness,
 }
@@ -160,6 +202,11 @@ class Cell(NamedTuple):
     ranks: int
     settings: tuple[str, ...]
     control: str = ""
+
+    @property
+    def recipe(self) -> str:
+        """The name of its recipe."""
+        return "matcher" if self.name in MATCHERS else "tagger"
 
     @property
     def key(self) -> str:
@@ -204,13 +251,15 @@ def pairs(names: Iterable[str], number: int = NUM_PAIRS) -> list[tuple[str, str]
 def make_cell(training: str, settings: Sequence[str], precision: str, ranks: int, control: str = "") -> Cell:
     """The cell of a training in a precision on a number of processes."""
     settings = [setting.replace(CHARACTERS, CHARACTERS_OF[ranks]) for setting in settings]
-    return Cell(training, precision, ranks, (*settings, f"train.precision={precision}", *RANKS[ranks]), control)
+    sizes = (MATCHER_RANKS if training in MATCHERS else RANKS)[ranks]
+    return Cell(training, precision, ranks, (*settings, f"train.precision={precision}", *sizes), control)
 
 
 def all_trainings() -> dict[str, tuple[str, ...]]:
     """The settings of every training of the matrix."""
     return {
         **OTHERS,
+        **MATCHERS,
         **{name: trick_settings(name) for name in trick_names()},
         **{"+".join(pair): (*trick_settings(pair[0]), *trick_settings(pair[1])) for pair in pairs(trick_names())},
     }
@@ -290,15 +339,16 @@ class TooLate(RuntimeError):  # noqa: N818 - no error of the run: it is tried ag
 
 
 class Matrix:
-    """Runs cells.
+    """Runs cells of one recipe.
 
     Args:
         folder: where what trainings print is kept, if they fail.
         kills: of each cell.
         seed: of the steps and moments of kills.
+        recipe: the name of that of its cells.
     """
 
-    def __init__(self, folder: Path, kills: int, seed: int) -> None:
+    def __init__(self, folder: Path, kills: int, seed: int, recipe: str) -> None:
         self.folder, self.kills, self.seed = folder, kills, seed
         memory = Path("/dev/shm")
         self._place = tempfile.TemporaryDirectory(
@@ -307,14 +357,25 @@ class Matrix:
         self.runs = Path(self._place.name)
         corpus = (ROOT / "data" / "corpora" / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
         sentences = sorted(corpus, key=lambda line: len(json.loads(line)["text"]))[:NUM_SENTENCES]
-        recipe = RECIPE
-        for name, lines in (("train.jsonl", sentences), ("dev.jsonl", sentences[:NUM_DEV])):
+        texts = [json.loads(line)["text"] for line in sentences]
+        pairs = ["first\tsecond\tlabel\n"]
+        pairs += [f"{texts[number]}\t{texts[number + 1]}\t{number // 2 % 2}\n" for number in range(0, len(texts), 2)]
+        files = {
+            "train.jsonl": sentences, "dev.jsonl": sentences[:NUM_DEV],
+            "train.tsv": pairs, "dev.tsv": pairs[:NUM_DEV],
+        }  # fmt: skip
+        for name, lines in files.items():
             (self.runs / name).write_text("".join(lines), encoding="utf-8")
-            recipe = recipe.replace(name, str(self.runs / name))
+        content = RECIPES[recipe]
+        for name in (*files, ENCODER):
+            content = content.replace(name, str(self.runs / name))
         self.recipe = self.runs / "tiny.yaml"
-        self.recipe.write_text(recipe, encoding="utf-8")
-        warm_up = ["train.epochs=3", "train.seed=7", "train.tricks={r_drop: {}}", *RANKS[1]]
-        self.server = ForkServer(folder, [str(self.recipe), *warm_up, "--run", str(self.runs / START)])
+        self.recipe.write_text(content, encoding="utf-8")
+        if recipe == "matcher":
+            write_encoder(self.runs / ENCODER, texts)
+        said = folder / recipe
+        said.mkdir(exist_ok=True)
+        self.server = ForkServer(said, [str(self.recipe), *WARM_UPS[recipe], "--run", str(self.runs / START)])
 
     def measure(self, cell: Cell) -> Outcome:
         """Train undisturbed, and with kills, and compare."""
@@ -433,6 +494,25 @@ class Matrix:
         return left_behind
 
 
+def write_encoder(folder: Path, texts: Iterable[str]) -> None:
+    """A small BERT of random weights whose vocabulary is the characters of the texts, as a Hugging Face folder."""
+    from transformers import BertConfig, BertModel
+
+    folder.mkdir()
+    marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    pieces = [*marks, *sorted({character for text in texts for character in text})]
+    (folder / "vocab.txt").write_text("".join(piece + "\n" for piece in pieces), encoding="utf-8")
+    about = {"tokenizer_class": "BertTokenizer", "model_max_length": 128}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about), encoding="utf-8")
+    reseed(1, "encoder")
+    shape = BertConfig(
+        vocab_size=len(pieces), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=128,
+    )  # fmt: skip
+    with quiet():
+        BertModel(shape).save_pretrained(folder)
+
+
 def free_port() -> int:
     """A port of this machine that nobody listens at."""
     with socket.socket() as found:
@@ -483,7 +563,7 @@ def fingerprints(run: Path) -> dict[str, Any]:
 def code_sha256() -> str:
     """Of all code that a training runs, and of what kills it."""
     total = hashlib.sha256()
-    parts = [ROOT / part for part in ("data", "evaluation", "models", "training")]
+    parts = [ROOT / part for part in ("data", "evaluation", "models", "tasks", "training")]
     files = [*(path for part in parts for path in part.rglob("*.py")), *(ROOT / "hanzoo").glob("*.py")]
     for path in [*sorted(files), ROOT / "benchmarks" / "kill_matrix.py", ROOT / "benchmarks" / "fork_server.py"]:
         content = path.read_bytes()
@@ -493,7 +573,7 @@ def code_sha256() -> str:
 
 def identities(cells: Iterable[Cell], kills: int, seed: int) -> dict[Cell, str]:
     """For each cell what must be the same for it to be kept once it has finished."""
-    facts = {"recipe": RECIPE, "kills": kills, "seed": seed, "code": code_sha256(), **versions()}
+    facts = {"recipes": RECIPES, "kills": kills, "seed": seed, "code": code_sha256(), **versions()}
     return {cell: json.dumps([*cell, facts]) for cell in cells}
 
 
@@ -525,11 +605,13 @@ def run_cells(
         say(outcome.row())
     left = [cell for cell in cells if cell not in outcomes]
     if left:
-        matrix = Matrix(folder, kills, seed)
+        matrices: dict[str, Matrix] = {}
         try:
+            for recipe in dict.fromkeys(cell.recipe for cell in left):
+                matrices[recipe] = Matrix(folder, kills, seed, recipe)
             # two ranks wait for each other often enough to leave a core to another cell
             with ThreadPoolExecutor(num_cores()) as lanes:
-                running = {lanes.submit(matrix.measure, cell): cell for cell in left}
+                running = {lanes.submit(matrices[cell.recipe].measure, cell): cell for cell in left}
                 try:
                     for future in as_completed(running):
                         cell = running[future]
@@ -541,7 +623,8 @@ def run_cells(
                     lanes.shutdown(wait=False, cancel_futures=True)
                     raise
         finally:
-            matrix.close()
+            for matrix in matrices.values():
+                matrix.close()
     return [outcomes[cell] for cell in cells]
 
 

@@ -21,6 +21,7 @@ from hanzoo.data.matching_catalogue import PairData
 from hanzoo.data.word_pieces import WordPieces
 from hanzoo.models.layers import interchange
 from hanzoo.models.layers.encoder import ENCODER_FOLDER
+from hanzoo.models.layers.gathering import SharedBatch
 from hanzoo.models.layers.similarity import cosine_similarities, paired_cosine_similarities
 from hanzoo.models.layers.text_encoder import Pooling, TextEncoderConfig, text_vectors
 from hanzoo.models.layers.text_matcher import MatchingBatch, TextMatcher
@@ -55,6 +56,9 @@ class Vectors(Comparison):
 
     def matrix(self, one: int, others: Sequence[int]) -> Tensor:
         return cosine_similarities(self.views[one], torch.cat([self.views[other] for other in others]))
+
+    def gathered(self, shared: SharedBatch, views: Sequence[int]) -> Vectors:
+        return Vectors([shared.gather(own) if number in views else own for number, own in enumerate(self.views)])
 
     def vectors(self, view: int) -> Tensor:
         return self.views[view]

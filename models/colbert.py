@@ -30,6 +30,7 @@ from hanzoo.data.word_pieces import WordPieces
 from hanzoo.errors import RecipeError
 from hanzoo.models.layers import interchange
 from hanzoo.models.layers.encoder import ENCODER_FOLDER, Encoder
+from hanzoo.models.layers.gathering import SharedBatch
 from hanzoo.models.layers.max_sim import max_sim, paired_max_sim
 from hanzoo.models.layers.text_encoder import TextEncoderConfig, TextRows, in_parts
 from hanzoo.models.layers.text_matcher import MatchingBatch, TextMatcher, texts_of
@@ -106,6 +107,12 @@ class TokenVectors(Comparison):
     def matrix(self, one: int, others: Sequence[int]) -> Tensor:
         documents, mask = (torch.cat([each[other] for other in others]) for each in (self.views, self.masks))
         return max_sim(self.views[one], documents, self.masks[one], mask, mean=self.mean)
+
+    def gathered(self, shared: SharedBatch, views: Sequence[int]) -> TokenVectors:
+        vectors, masks = list(self.views), list(self.masks)
+        for view in views:
+            vectors[view], masks[view] = shared.gather_tokens(vectors[view]), shared.gather_tokens(masks[view])
+        return TokenVectors(vectors, masks, self.mean)
 
     def vectors(self, view: int) -> Tensor:
         raise RecipeError(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from hanzoo.data.word_pieces import WordPieces
 from hanzoo.errors import RecipeError, RunError
 from hanzoo.models.layers import interchange
 from hanzoo.models.layers.encoder import Encoder
+from hanzoo.models.layers.gathering import SharedBatch
 from hanzoo.models.layers.pooling import cls_pooling
 from hanzoo.models.layers.text_encoder import TextEncoderConfig, TextRows, in_parts
 from hanzoo.models.layers.text_matcher import MatchingBatch, TextMatcher, texts_of
@@ -73,11 +74,14 @@ class PairScores(Comparison):
             raise ValueError(f"cross_encoder: one must be 0, the first view, but is {one}.")
         return self.scores[other - 1]
 
-    def matrix(self, one: int, others: Sequence[int]) -> Tensor:
+    def matrix(self, one: int, others: Sequence[int]) -> NoReturn:
         raise RecipeError(
             "objective: must compare each item's own texts where the model is cross_encoder, which reads pairs together: all pairs "
             "of a batch would be a pass each. Take another objective, or model.name=bi_encoder."
         )
+
+    def gathered(self, shared: SharedBatch, views: Sequence[int]) -> NoReturn:
+        self.matrix(0, views)
 
     def vectors(self, view: int) -> Tensor:
         raise RecipeError(

@@ -33,6 +33,7 @@ from hanzoo.data.schemes import TagSet
 from hanzoo.data.training_items import ItemKind
 from hanzoo.errors import RecipeError, RunError, nearest
 from hanzoo.models.layers.embedding import VocabularyEmbedding
+from hanzoo.models.layers.gathering import SharedBatch
 from hanzoo.models.search.bm25 import BM25Index
 from hanzoo.models.search.index import Corpus, Hit, Index, Staged, fingerprint
 
@@ -304,7 +305,7 @@ class Model(nn.Module, ABC):
         """
 
     def after_step(self) -> None:
-        """Called once after each optimizer step, for queues and momentum encoders."""
+        """Called once after each optimizer step, for queues and momentum encoders; where the step was left out, too. Collective."""
 
     def training_state(self) -> Mapping[str, Tensor]:
         """Tensors that training needs beyond the weights; kept in `state/`, never in `model/`."""
@@ -520,7 +521,17 @@ class Comparison(ABC):
 
     @abstractmethod
     def matrix(self, one: int, others: Sequence[int]) -> Tensor:
-        """How similar a view of each item is to some views of all items, (items, len(others) x items): those of others[0] first."""
+        """How similar a view of each item is to some views of all items, (items, len(others) x items): those of others[0] first.
+
+        Where views are of all ranks (`gathered`), so are rows or columns.
+        """
+
+    @abstractmethod
+    def gathered(self, shared: SharedBatch, views: Sequence[int]) -> Comparison:
+        """The same with the items of all ranks in some views, with their gradients; the other views stay this rank's. Collective.
+
+        Raises RecipeError for a matcher that compares each item's own texts alone.
+        """
 
     @abstractmethod
     def vectors(self, view: int) -> Tensor:
@@ -578,6 +589,13 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def agreement(self, first: Comparison, second: Comparison, batch: Any) -> Mapping[str, Tensor]:
         """What R-Drop adds: how far two passes over one batch lie apart, (units,) float32 a part."""
+
+    def after_step(self, matcher: Matcher) -> None:
+        """Called once after each optimizer step of the matcher that it is the objective of. Collective."""
+
+    def training_state(self) -> Mapping[str, Tensor]:
+        """Tensors that training needs beyond the weights; equal on all ranks; see `Model.training_state`."""
+        return {}
 
 
 def cut_notes(counts: Mapping[str, tuple[int, int]]) -> list[str]:
@@ -665,6 +683,14 @@ class Matcher(Model):
         assert self.objective is not None
         drawn = self.objective.sample_targets(output, batch, draw)
         return super().sample_targets(output, batch, draw) if drawn is None else drawn
+
+    def after_step(self) -> None:
+        if self.objective is not None:
+            self.objective.after_step(self)
+
+    def training_state(self) -> Mapping[str, Tensor]:
+        state = {} if self.objective is None else self.objective.training_state()
+        return {f"objective/{name}": tensor for name, tensor in state.items()}
 
     def own_weights(self) -> dict[str, Tensor]:
         return {name: weight for name, weight in super().own_weights().items() if not name.startswith("objective.")}

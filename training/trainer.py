@@ -40,6 +40,7 @@ from hanzoo.data.batching import plan_epoch
 from hanzoo.data.files import storage_errors
 from hanzoo.data.randomness import generator, reseed
 from hanzoo.errors import RunError
+from hanzoo.models.layers.gathering import standing_in
 from hanzoo.models.model import Model, Settings
 from hanzoo.training.checkpoint import GO_ON, read_state, write_folder, write_state
 from hanzoo.training.distributed import gather_objects, num_ranks, on_first, rank, sum_integers
@@ -358,7 +359,8 @@ class Trainer:
         else:
             self._count_nonfinite()
         self.scaler.update()
-        self.model.after_step()
+        with self._autocast():  # a momentum encoder reads the batch
+            self.model.after_step()
         self.progress.step += 1
         self._log_units += max(self._units.values())
         if self._warm:
@@ -448,7 +450,7 @@ class Trainer:
 
     def _inside(self, micro: MicroBatch) -> AbstractContextManager[object]:
         """What the passes of a micro-batch run in."""
-        contexts = micro.contexts
+        contexts = micro.contexts if micro.counted else (standing_in(), *micro.contexts)
         if self._replica is not None and not micro.last:
             contexts = (self._replica.no_sync(), *contexts)
         if not contexts:
@@ -459,14 +461,17 @@ class Trainer:
             return entered.pop_all()
 
     def _loss(self, batch: Any) -> Loss:
-        dtype = AUTOCAST.get(self.settings.precision)
-        with NOTHING if dtype is None else torch.autocast(self.device.type, dtype):
+        with self._autocast():
             output = self.model(batch)
         hard = self.model.losses(output, batch)
         values = hard
         if extra := self.model.smoothing(output, batch):
             values = {part: value + extra[part] if part in extra else value for part, value in hard.items()}
         return Loss(values, output, self.model.unit_weights(batch), hard)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        dtype = AUTOCAST.get(self.settings.precision)
+        return NOTHING if dtype is None else torch.autocast(self.device.type, dtype)
 
     def _collate(self, step: int, numbers: list[int]) -> Any:
         def draw(item: int) -> Any:

@@ -14,8 +14,8 @@ Cost: with parts one more forward pass of the encoder.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -66,6 +66,10 @@ class TextRows(Movable):
     def inputs(self) -> Mapping[str, Tensor]:
         """What the encoder reads beside pieces and mask, (rows, seq) each, as transformers names it."""
         return {}
+
+    def part(self, rows: slice) -> Self:
+        """Some of the rows."""
+        return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 def in_parts(encoder: Encoder, rows: TextRows, head: Head, rows_at_once: int | None) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -68,6 +68,11 @@ class MatchingBatch(Movable):
     @property
     def num_samples(self) -> int:
         return len(self.labels)
+
+    def of_view(self, view: int) -> MatchingBatch:
+        """The same with one view of its items alone."""
+        rows = slice(view * self.num_samples, (view + 1) * self.num_samples)
+        return replace(self, rows=self.rows.part(rows), samples=self.samples[rows])
 
     @property
     def num_units(self) -> Mapping[str, int]:

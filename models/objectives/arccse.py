@@ -23,6 +23,7 @@ from torch import Tensor
 from hanzoo.data.masking import masked, nested_spans
 from hanzoo.data.training_items import ItemKind
 from hanzoo.errors import RecipeError
+from hanzoo.models.layers.gathering import SharedBatch
 from hanzoo.models.layers.similarity import at_least_float32, candidate_divergence, candidate_log_probabilities
 from hanzoo.models.model import Comparison, Matcher, Objective, Settings
 
@@ -122,17 +123,20 @@ class ArcCSE(Objective):
         return {"arccon": num_items} | ({"triplet": num_items} if self.triplet_weight else {})
 
     def of(self, compared: Comparison, batch: Any) -> Mapping[str, Tensor]:
+        shared = SharedBatch.of(batch.keys)
+        cosines = compared.gathered(shared, [1]).matrix(0, [1])
         less, more = self._triplets(compared, batch)
-        return self.losses(compared.matrix(0, [1]), None, _equal_texts(batch), less_masked=less, more_masked=more)
+        rows = shared.places(cosines), _equal_texts(batch, shared)
+        return shared.counted(self.losses(cosines, *rows, less_masked=less, more_masked=more))
 
     def agreement(self, first: Comparison, second: Comparison, batch: Any) -> Mapping[str, Tensor]:
-        one, other = (compared.matrix(0, [1]) for compared in (first, second))
+        shared = SharedBatch.of(batch.keys)
+        one, other = (compared.gathered(shared, [1]).matrix(0, [1]) for compared in (first, second))
+        rows = shared.places(one), _equal_texts(batch, shared)
         if not self.triplet_weight:
-            return self.divergence(one, other, None, _equal_texts(batch))
+            return self.divergence(one, other, *rows)
         triplets = [(compared.paired(0, 2), compared.paired(0, 3)) for compared in (first, second)]
-        return self.divergence(
-            one, other, None, _equal_texts(batch), first_triplets=triplets[0], second_triplets=triplets[1]
-        )
+        return self.divergence(one, other, *rows, first_triplets=triplets[0], second_triplets=triplets[1])
 
     def _triplets(self, compared: Comparison, batch: Any) -> tuple[Tensor | None, Tensor | None]:
         """Cosines of each text with its less and its more masked version; those of a text that is too short say nothing."""
@@ -224,10 +228,10 @@ class ArcCSE(Objective):
         return values
 
 
-def _equal_texts(batch: Any) -> Tensor:
-    """Which texts of a batch are a row's own once more, (items, items) bool."""
+def _equal_texts(batch: Any, shared: SharedBatch) -> Tensor:
+    """Which texts of all ranks are a row's own once more, (items, all items) bool."""
     keys: Tensor = batch.keys[:, 0]
-    return keys == keys.unsqueeze(1)
+    return shared.gather(keys) == keys.unsqueeze(1)
 
 
 def _candidates(

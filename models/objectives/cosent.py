@@ -4,7 +4,7 @@ Source: Su 2022 (CoSENT), temperature 0.05: log(1 + sum over pairs a, b of the b
 exp((s_a - s_b) / temperature)).
 Differs: exact in B log B steps instead of B^2, by a running logsumexp over the pairs in the order of their labels; pairs of equal
 labels are not compared, whatever the order. A batch of one label teaches nothing: that is counted and said, where the release
-learns nothing in silence.
+learns nothing in silence. Ranks compare the pairs of all of them.
 R-Drop adds the mean squared difference of the similarities (Liang et al. 2021 for regression).
 Cost: B log B time and memory. The value grows with the log of the compared pairs: losses of unlike batch sizes do not compare.
 """
@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from hanzoo.data.training_items import ItemKind
+from hanzoo.models.layers.gathering import SharedBatch
 from hanzoo.models.layers.similarity import at_least_float32
 from hanzoo.models.model import Comparison, Matcher, Objective, Settings
 
@@ -68,10 +69,12 @@ class CoSENT(Objective):
         return {"cosent": 1}
 
     def of(self, compared: Comparison, batch: Any) -> Mapping[str, Tensor]:
-        return self.losses(compared.paired(0, 1), batch.labels)
+        shared = SharedBatch.of(batch.labels)
+        return self.losses(shared.gather(compared.paired(0, 1)), shared.gather(batch.labels))
 
     def agreement(self, first: Comparison, second: Comparison, batch: Any) -> Mapping[str, Tensor]:
-        return self.divergence(first.paired(0, 1), second.paired(0, 1))
+        shared = SharedBatch.of(batch.labels)
+        return self.divergence(*(shared.gather(compared.paired(0, 1)) for compared in (first, second)))
 
     def losses(self, similarities: Tensor, labels: Tensor) -> Mapping[str, Tensor]:
         """The loss of a batch, over all of its pairs of pairs.

@@ -4,8 +4,8 @@ Source: van den Oord et al. 2018 (equation 4); in-batch negatives as in Henderso
 other view as the positive (Gao et al. 2021, equations 1 and 5, temperature 0.05).
 Differs: candidates that are known to be right too (the same text, another match of the anchor) are removed row by row; its own
 positive never is. Not the NT-Xent of SimCLR by itself: that is had from the similarities of all 2N views with each other, each
-row's own column removed and its other view as `positives`.
-Cost: (rows, candidates).
+row's own column removed and its other view as `positives`. Ranks have each other's candidates, but for what is kept of past batches.
+Cost: (rows, candidates), of the candidates of all ranks.
 """
 
 from __future__ import annotations
@@ -16,12 +16,21 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from hanzoo.data.document import Document
 from hanzoo.data.training_items import ItemKind
 from hanzoo.errors import RecipeError
+from hanzoo.models.layers.gathering import SharedBatch
+from hanzoo.models.layers.past_vectors import (
+    CrossBatchMemory,
+    CrossBatchMemorySettings,
+    MomentumQueue,
+    MomentumQueueSettings,
+    PastVectors,
+)
 from hanzoo.models.layers.similarity import candidate_divergence, candidate_log_probabilities
 from hanzoo.models.layers.text_matcher import text_number, texts_of
 from hanzoo.models.model import Comparison, Matcher, Objective, Settings
@@ -34,11 +43,25 @@ class InfoNCESettings(Settings):
         temperature: that similarities are divided by.
         both_directions: see `InfoNCE`.
         repetition: ESimCSE: of a single text's second view, up to this share of its pieces stand twice; 0 = none do.
+        momentum_queue: ESimCSE: vectors of past batches, read by a second encoder that follows slowly, as further negatives;
+            or
+        cross_batch_memory: as the encoder itself read them then. None = neither; see `layers/past_vectors.py`.
     """
 
     temperature: float = Field(default=0.05, gt=0.0)
     both_directions: bool = False
     repetition: float = Field(default=0.0, ge=0.0, le=1.0)
+    momentum_queue: MomentumQueueSettings | None = None
+    cross_batch_memory: CrossBatchMemorySettings | None = None
+
+    @model_validator(mode="after")
+    def _keeps_vectors_once(self) -> Self:
+        if self.momentum_queue is not None and self.cross_batch_memory is not None:
+            raise PydanticCustomError(
+                "section",
+                "must have one of momentum_queue and cross_batch_memory at most, but has both. Remove one.",
+            )
+        return self
 
 
 class InfoNCE(Objective):
@@ -48,6 +71,7 @@ class InfoNCE(Objective):
         temperature: that similarities are divided by, above 0. 0.05 for cosines, 1 for sums of MaxSim.
         both_directions: the mean of this and of the same with documents as rows and anchors as candidates.
         repetition: see `InfoNCESettings`.
+        past: vectors of past batches, as further negatives of the anchors; None = there are none.
 
     Attributes:
         matches: (matches,) int64, rising: the `pair_number` of texts that are known to match; None = only equal texts do.
@@ -59,10 +83,17 @@ class InfoNCE(Objective):
     learns_from: ClassVar[tuple[ItemKind, ...]] = ("matches", "triples", "texts")
     least_items: ClassVar[int] = 2
 
-    def __init__(self, temperature: float = 0.05, both_directions: bool = False, repetition: float = 0.0) -> None:
+    def __init__(
+        self,
+        temperature: float = 0.05,
+        both_directions: bool = False,
+        repetition: float = 0.0,
+        past: PastVectors | None = None,
+    ) -> None:
         super().__init__()
         self.register_buffer("matches", None, persistent=False)
         self.repetition = repetition
+        self.past = past
         if not temperature > 0:
             raise ValueError(f"info_nce: temperature must be above 0, but is {temperature}.")
         self.temperature = temperature
@@ -70,7 +101,12 @@ class InfoNCE(Objective):
 
     @classmethod
     def build(cls, settings: InfoNCESettings, matcher: Matcher, data: Any) -> Self:
-        objective = cls(settings.temperature, settings.both_directions, settings.repetition)
+        past: PastVectors | None = None
+        if settings.momentum_queue is not None:
+            past = MomentumQueue.build(settings.momentum_queue, matcher, len(data.train))
+        elif settings.cross_batch_memory is not None:
+            past = CrossBatchMemory.build(settings.cross_batch_memory, matcher, len(data.train))
+        objective = cls(settings.temperature, settings.both_directions, settings.repetition, past)
         objective.matches = known_matches(data.train)
         return objective
 
@@ -85,31 +121,58 @@ class InfoNCE(Objective):
         return {"info_nce": num_items}
 
     def of(self, compared: Comparison, batch: Any) -> Mapping[str, Tensor]:
-        return self.losses(self._similarities(compared, batch), None, self.known(batch.keys))
+        shared = SharedBatch.of(batch.keys)
+        keys, everyone = batch.keys, shared.gather(batch.keys)
+        further: dict[str, Tensor] = {}
+        if self.past is not None:
+            further["extra"], negatives = self.past.negatives(compared.vectors(0), keys)
+            further["extra_mask"] = negatives & ~self.match(keys[:, 0], self.past.queue.ids)
+            if self.training:
+                self.past.see(compared, batch, shared)
+        if self.both_directions and not shared.is_alone:
+            # all anchors with the own documents, and not the other way round: MaxSim is no symmetric similarity
+            further["reverse"] = compared.gathered(shared, [0]).matrix(0, [1]).T
+            further["reverse_false_negatives"] = self.known(everyone, keys)[:, : len(keys)].T
+        scores = self._similarities(compared, batch, shared)
+        return shared.counted(self.losses(scores, shared.places(keys), self.known(keys, everyone), **further))
 
     def agreement(self, first: Comparison, second: Comparison, batch: Any) -> Mapping[str, Tensor]:
-        one, other = (self._similarities(compared, batch) for compared in (first, second))
-        return self.divergence(one, other, None, self.known(batch.keys))
+        shared = SharedBatch.of(batch.keys)
+        keys, everyone = batch.keys, shared.gather(batch.keys)
+        one, other = (self._similarities(compared, batch, shared) for compared in (first, second))
+        return self.divergence(one, other, shared.places(keys), self.known(keys, everyone))
 
-    def known(self, keys: Tensor) -> Tensor:
+    def known(self, keys: Tensor, among: Tensor) -> Tensor:
         """Which candidates are no negatives of a row: its own texts once more, and what is known to match its anchor.
 
         Args:
-            keys: see `equal_texts`.
+            keys, among: see `equal_texts`.
 
         Returns:
             (items, candidates) bool.
         """
-        found = equal_texts(keys)
-        if self.matches is None or keys.shape[1] < 2:
-            return found
-        numbers = pair_number(keys[:, :1], keys[:, 1:].T.flatten())
+        return equal_texts(keys, among) | self.match(keys[:, 0], among[:, min(1, keys.shape[1] - 1) :].T.flatten())
+
+    def match(self, anchors: Tensor, texts: Tensor) -> Tensor:
+        """Which texts are known to match an anchor, (anchors, texts) bool, from their numbers, one-dimensional int64 each."""
+        numbers = pair_number(anchors.unsqueeze(1), texts)
+        if self.matches is None:
+            return torch.zeros_like(numbers, dtype=torch.bool)
         places = torch.searchsorted(self.matches, numbers).clamp(max=len(self.matches) - 1)
-        return found | (self.matches[places] == numbers)
+        return self.matches[places] == numbers
 
     @staticmethod
-    def _similarities(compared: Comparison, batch: Any) -> Tensor:
-        return compared.matrix(0, range(1, max(2, batch.keys.shape[1])))
+    def _similarities(compared: Comparison, batch: Any, shared: SharedBatch) -> Tensor:
+        """Of this rank's anchors with the documents of all ranks."""
+        documents = range(1, max(2, batch.keys.shape[1]))
+        return compared.gathered(shared, documents).matrix(0, documents)
+
+    def after_step(self, matcher: Matcher) -> None:
+        if self.past is not None:
+            self.past.after_step(matcher)
+
+    def training_state(self) -> Mapping[str, Tensor]:
+        return {} if self.past is None else self.past.training_state()
 
     def losses(
         self,
@@ -238,14 +301,16 @@ class InfoNCE(Objective):
         return similarities, positives, removed
 
 
-def equal_texts(keys: Tensor) -> Tensor:
+def equal_texts(keys: Tensor, among: Tensor) -> Tensor:
     """Which candidates are no negatives, since they are a row's own anchor or positive once more, (items, candidates) bool.
 
     Args:
         keys: (items, texts) int64, equal for equal texts: anchor, positive, hard negatives; or single texts.
+        among: (all items, texts) int64, whose positives, then hard negatives, are the candidates.
     """
-    anchors, positives = keys[:, 0], keys[:, min(1, keys.shape[1] - 1)]
-    candidates = torch.cat([positives, *keys[:, 2:].T]) if keys.shape[1] > 2 else positives
+    document = min(1, keys.shape[1] - 1)
+    anchors, positives = keys[:, 0], keys[:, document]
+    candidates = among[:, document:].T.flatten()
     return (candidates == anchors.unsqueeze(1)) | (candidates == positives.unsqueeze(1))
 
 

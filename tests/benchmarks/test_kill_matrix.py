@@ -13,6 +13,7 @@ from benchmarks.kill_matrix import (
     NUM_PAIRS,
     PRECISIONS,
     RANKS,
+    RECIPES,
     TRICKS,
     Outcome,
     all_cells,
@@ -127,8 +128,10 @@ def test_pairs_go_together_and_leave_no_trick_out() -> None:
 
 
 def test_every_cell_is_a_recipe(tmp_path: Path) -> None:
-    (tmp_path / "tiny.yaml").write_text(kill_matrix.RECIPE, encoding="utf-8")
+    for name, content in RECIPES.items():
+        (tmp_path / f"{name}.yaml").write_text(content, encoding="utf-8")
+    assert {cell.recipe for cell in all_cells()} == set(RECIPES)
     for cell in all_cells():
-        train = load_recipe(tmp_path / "tiny.yaml", cell.settings).train
+        train = load_recipe(tmp_path / f"{cell.recipe}.yaml", cell.settings).train
         assert train.precision == cell.precision
         assert train.batch_size * train.accumulation * cell.ranks == kill_matrix.WINDOW

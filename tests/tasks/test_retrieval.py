@@ -153,10 +153,10 @@ def test_what_is_known_to_match_is_no_negative(folder: Path) -> None:
     objective = InfoNCE()
     objective.matches = known_matches(data.train)
     # the second row's passage answers the first row's question too; the first's does not answer the second's
-    assert objective.known(keys).tolist() == [[True, True, False], [False, True, False], [False, False, True]]
-    assert InfoNCE().known(keys).tolist() == [[True, False, False], [False, True, False], [False, False, True]]
+    assert objective.known(keys, keys).tolist() == [[True, True, False], [False, True, False], [False, False, True]]
+    assert InfoNCE().known(keys, keys).tolist() == [[True, False, False], [False, True, False], [False, False, True]]
     similarities = torch.tensor([[0.1, 0.9, 0.2], [0.3, 0.4, 0.5], [0.0, 0.1, 0.2]])
-    losses = objective.losses(similarities, None, objective.known(keys))["info_nce"]
+    losses = objective.losses(similarities, None, objective.known(keys, keys))["info_nce"]
     left = torch.log_softmax(similarities[0, [0, 2]] / 0.05, 0)
     assert float(losses[0]) == pytest.approx(-float(left[0]), abs=1e-5)
 

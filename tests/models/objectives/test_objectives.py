@@ -50,6 +50,7 @@ def test_a_file_holds_one_objective_of_its_name(name: str) -> None:
         "float",
         "bool",
         "tuple[float, float]",
+        "PastVectors",
     }
 
 
