@@ -4,7 +4,7 @@ Source: van den Oord et al. 2018 (equation 4); in-batch negatives as in Henderso
 other view as the positive (Gao et al. 2021, equations 1 and 5, temperature 0.05).
 Differs: candidates that are known to be right too (the same text, another match of the anchor) are removed row by row; its own
 positive never is. Not the NT-Xent of SimCLR by itself: that is had from the similarities of all 2N views with each other, each
-row's own column removed and its other view as `positives`. Ranks have each other's candidates, but for what is kept of past batches.
+row's own column removed and its other view as `positives`. Ranks have each other's candidates, but for those of past batches.
 Cost: (rows, candidates), of the candidates of all ranks.
 """
 
