@@ -28,7 +28,8 @@ pytestmark = pytest.mark.usefixtures("deterministic", "encoders")
 TEXTS = [document.text for document in tiny.DOCUMENTS]
 PAIRS = [Pair(TEXTS[number % 12], TEXTS[(5 * number + 3) % 12], label=float(number * 7 % 4)) for number in range(26)]
 TRIPLES = [
-    Triple(TEXTS[number % 12], TEXTS[(5 * number + 3) % 12], TEXTS[(7 * number + 4) % 12]) for number in range(26)
+    Triple(TEXTS[number % 12], TEXTS[(5 * number + 3) % 12], (TEXTS[(7 * number + 4) % 12], TEXTS[number % 11]))
+    for number in range(26)
 ]
 SINGLE = [Document(text) for text in [*TEXTS, *TEXTS[:2], *(text[1:] for text in TEXTS)]]
 WHOLE = 12  # items a step: 26 are 12, 12 and 2, and the second of two ranks has nothing to do in one of the steps

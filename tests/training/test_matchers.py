@@ -27,7 +27,7 @@ TEXTS = [document.text for document in tiny.DOCUMENTS]
 ITEMS: dict[str, list[Any]] = {
     "texts": [Document(text) for text in TEXTS],
     "pairs": [Pair(TEXTS[number], TEXTS[(number + 5) % 12], label=float(number % 2)) for number in range(12)],
-    "triples": [Triple(TEXTS[number], TEXTS[(number + 5) % 12], TEXTS[(number + 3) % 12]) for number in range(12)],
+    "triples": [Triple(TEXTS[number], TEXTS[(number + 5) % 12], (TEXTS[(number + 3) % 12],)) for number in range(12)],
 }
 QUEUE = {"momentum_queue": {"capacity": 7, "momentum": 0.9}, "repetition": 0.3}
 MEMORY = {"cross_batch_memory": {"capacity": 7, "start_step": 2}, "both_directions": True}
