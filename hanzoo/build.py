@@ -146,8 +146,9 @@ class Training:
     lesson: Lesson | None
     inputs: Mapping[str, str]
 
-    def ensure_targets(self, folder: Path, say: Say) -> None:
-        """Have what the teachers say, if there are any, in the run directory `folder`; before the first step."""
+    def ensure_files(self, folder: Path, say: Say) -> None:
+        """Have in the run directory `folder` what other models found in the data, or say of it; before the first step."""
+        self.task.keep(self.data, folder)
         if self.lesson is None:
             return
         self.lesson.ensure_targets(folder / "targets", self.labelled, self.model.device, say)
@@ -167,6 +168,7 @@ def prepare(recipe: Recipe, folder: Path, resume: bool, device: torch.device, sa
     for note in data.notes:
         say(note)
     task.check(recipe.evaluate, data, recipe.place)
+    data = task.ready(data, recipe.data, folder, lambda run: load_of(task, run).to(device), say)
     model, start = first_model(recipe, data, folder, say)
     if recipe.objective_name is not None and recipe.objective is not None:
         task.aim(model, recipe.objective_name, recipe.objective, data)
@@ -227,7 +229,7 @@ def _train(recipe: Recipe, folder: Path, resume: bool, device: torch.device, com
         f"{recipe.name}: {len(trainer.features)} {task.items}, {sum(p.numel() for p in model.parameters()):,} weights, "
         f"{trainer.num_steps} steps on {describe_device(device)}; run directory {folder}"
     )
-    training.ensure_targets(folder, say)
+    training.ensure_files(folder, say)
     progress = trainer.fit()
     calibration = task.calibrate(model, data.dev, recipe.evaluate) if recipe.evaluate.calibrate else None
     on_first(lambda: write_folder(folder / "model", model.save))

@@ -79,7 +79,7 @@ def dry_run(recipe: Recipe, *, run: Path, seeds: Sequence[int] = (), say: Callab
         tried = unlogged.with_seed(seeds[0]) if seeds else unlogged
         said = say if rank() == 0 else lambda line: None
         training = build.prepare(tried, scratch, False, device, said)
-        training.ensure_targets(scratch, said)
+        training.ensure_files(scratch, said)
         training.trainer.begin()
         estimate = _estimate(training)
     head = f"{recipe.name}: nothing is kept; it would be trained in {run} on {build.describe_device(device)}"

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import statistics
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -38,8 +38,9 @@ from hanzoo.models.layers.text_matcher import texts_of
 from hanzoo.models.model import Matcher, Model, Settings, TeacherSettings, objective_class, objective_names
 from hanzoo.tasks.matching_errors import worst_pairs
 from hanzoo.tasks.matching_prediction import PREDICT_OPTIONS, score_file
+from hanzoo.tasks.mining import Mined, MiningSettings, mine
 from hanzoo.tasks.task import ERRORS_OPTION, DataSettings, EvaluateSettings, Report, Say, Subject, Task
-from hanzoo.training.distributed import gather_objects, merge, share
+from hanzoo.training.distributed import gather_objects, merge, on_first, share
 from hanzoo.training.trick import Start
 
 OWN_FILES = ("train", "dev", "test")
@@ -73,6 +74,7 @@ class MatchingDataSettings(DataSettings):
             matches with one of the lowest label and the same first text; texts, each of them once, without labels. None = triples
             where they are given, else pairs.
         most: items of train (pairs, or triples) that are used at most, the first ones; None = all.
+        mining: give pairs that match negatives that a trained bi-encoder finds: triples are trained on then (`MiningSettings`).
         allow_leakage: train also where what is reported on is known to stand in what is trained on: the figure means nothing.
     """
 
@@ -90,6 +92,7 @@ class MatchingDataSettings(DataSettings):
     dev_from_train: bool = False
     items: ItemKind | None = None
     most: int | None = Field(default=None, ge=1)
+    mining: MiningSettings | None = None
     allow_leakage: bool = False
 
     @field_validator(*OWN_FILES, "triples")
@@ -118,6 +121,12 @@ class MatchingDataSettings(DataSettings):
                 "must have items triples or texts beside triples, but has {items}. Remove items.",
                 {"items": self.items},
             )
+        if self.mining is not None and (self.triples is not None or self.items not in (None, "matches")):
+            raise PydanticCustomError(
+                "section",
+                "must have neither triples nor other items than matches beside mining, which finds negatives for them, but "
+                "has. Remove them, or mining.",
+            )
         return self
 
     def located(self) -> Self:
@@ -125,7 +134,8 @@ class MatchingDataSettings(DataSettings):
         if self.triples not in MATCHING_SETS:
             given["triples"] = self.triples
         places = {key: str(Path(path).absolute()) for key, path in given.items() if path is not None}
-        return self.model_copy(update=places)
+        mining = None if self.mining is None else self.mining.located()
+        return self.model_copy(update={**places, "mining": mining})
 
 
 class MatchingEvaluateSettings(EvaluateSettings):
@@ -154,6 +164,8 @@ class MatchingData:
         trained_on: names of the data sets that the items come from.
         triples: that are trained on; None where they are made of pairs, or are none.
         allow_leakage: see `MatchingDataSettings`.
+        view: what is trained on, as it stands beside a figure.
+        mined: the triples that a model found; None where none has to, or none did yet.
     """
 
     pairs: PairData
@@ -164,6 +176,8 @@ class MatchingData:
     trained_on: tuple[str, ...]
     triples: TripleData | None = None
     allow_leakage: bool = False
+    view: str = ""
+    mined: Mined | None = None
 
     @property
     def name(self) -> str:
@@ -280,7 +294,7 @@ class Matching(Task):
 
     def load_data(self, settings: MatchingDataSettings) -> MatchingData:
         pairs, triples = _read(settings)
-        kind = settings.items or ("pairs" if triples is None else "triples")
+        kind = settings.items or ("matches" if settings.mining else "pairs" if triples is None else "triples")
         sources = (pairs.name,) if triples is None else (triples.name,)
         hashes, notes = dict(pairs.hashes), list(pairs.notes)
         if triples is not None and settings.name is not None:
@@ -293,7 +307,31 @@ class Matching(Task):
         )
         given = pairs.train if triples is None else triples.train
         train = _items(kind, given[: settings.most], pairs)
-        return MatchingData(pairs, kind, train, hashes, notes, sources, triples, settings.allow_leakage)
+        view = kind if triples is None else f"{kind} of {triples.name}"
+        view += " with mined negatives" if settings.mining else ""
+        return MatchingData(pairs, kind, train, hashes, notes, sources, triples, settings.allow_leakage, view)
+
+    def ready(
+        self,
+        data: MatchingData,
+        settings: MatchingDataSettings,
+        folder: Path,
+        load: Callable[[Path], Any],
+        say: Say,
+    ) -> MatchingData:
+        how = settings.mining
+        if how is None:
+            return data
+        matching = [item for item in data.train if isinstance(item, Pair)]
+        known = data.pairs.train[: settings.most]
+        mined = on_first(lambda: mine(known, matching, how, folder, load))
+        say(mined.describe())
+        return replace(data, items="triples", train=mined.triples, mined=mined)
+
+    def keep(self, data: MatchingData, folder: Path) -> None:
+        mined = data.mined
+        if mined is not None:
+            on_first(lambda: mined.keep(folder))
 
     def check(self, settings: MatchingEvaluateSettings, data: MatchingData, place: str) -> None:
         if settings.metric == "auc" and not data.scale.is_binary:
@@ -306,7 +344,7 @@ class Matching(Task):
         pairs = data.pairs
         return {
             "name": pairs.name,
-            "view": data.items if data.triples is None else f"{data.items} of {data.triples.name}",
+            "view": data.view,
             "official": pairs.official and (data.triples is None or data.triples.official),
             "sha256": dict(data.hashes),
             "counts": {
@@ -377,6 +415,8 @@ class Matching(Task):
             )
         self._note_leaks(model, data, data.trained_on)
         model.objective = cls.build(settings, model, data)
+        if data.mined is not None:
+            model.inputs = {**model.inputs, "finder of negatives": data.mined.finder}
         if not isinstance(settings, TeacherSettings):
             _try_out(model, data.train[: max(2, cls.least_items)])
         if data.items == "texts":

@@ -4,7 +4,7 @@ Recipes, trainings, evaluations and commands are the same for every model. What 
 it is fitted on dev, and what `predict.py` does with it, depends on what the model is for. All of that, and nothing else, is here:
 
     recipe.py    data_settings, evaluate_settings             # the sections that differ
-    build.py     load_data, check, training_items, teach, restrict,  # a training
+    build.py     load_data, check, ready, keep, training_items, teach, restrict,  # a training
                  classes, start, dev_evaluation, calibrate, figures, describe, card
                  text, without_gold, read_texts               # distillation: items of which only the teachers speak
                  read_labelled, require_same, report          # an evaluation
@@ -205,6 +205,21 @@ class Task(ABC):
     @abstractmethod
     def tables(self, data: Any) -> list[list[dict[str, Any]]]:
         """What a dry run shows of the data: tables of rows, as `results_table` takes them."""
+
+    def ready(self, data: Any, settings: Any, folder: Path, load: Callable[[Path], Any], say: Say) -> Any:
+        """The data as it is trained on, with what a trained model has to find in it first. Collective. Nothing is written.
+
+        Args:
+            data: as `load_data` gave it,
+            settings: for this section of the recipe.
+            folder: the run directory, with what `keep` wrote, where a run goes on.
+            load: the model of a run, which must be of this task, on the device that is trained on.
+            say: gets lines for people.
+        """
+        return data
+
+    def keep(self, data: Any, folder: Path) -> None:  # noqa: B027 - most find nothing
+        """Have in the run directory what `ready` found, so that a run that goes on trains on the same. Collective."""
 
     # Items.
 

@@ -472,7 +472,7 @@ def test_a_saved_model_is_the_same_model(learnt: Model, tmp_path: Path) -> None:
     assert torch.equal(losses_of(loaded, items_of(learnt)), losses_of(learnt, items_of(learnt)))
     assert list(map(repr, predictions(loaded, TEXTS))) == list(map(repr, predictions(learnt, TEXTS)))
     suffixes = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
-    assert suffixes <= {".json", ".safetensors", ".txt"}  # nothing that runs code when it is read
+    assert suffixes <= {".json", ".safetensors", ".txt", ".md"}  # nothing that runs code when it is read
     again = tmp_path / "again"
     again.mkdir()
     loaded.save(again)

@@ -141,7 +141,8 @@ def write_sequence_classifier(folder: Path, encoder: Encoder, output: nn.Linear)
 def set_tokenizer(folder: Path, **settings: Any) -> None:
     """Change the config of a tokenizer that was saved."""
     path = folder / "tokenizer_config.json"
-    write_json(path, json.loads(path.read_text(encoding="utf-8")) | settings)
+    content = json.loads(path.read_text(encoding="utf-8")) | settings
+    write_json(path, dict(sorted(content.items())))  # as transformers writes it: saved again it is the same
 
 
 def write_notes(folder: Path, name: str, opened_by: Sequence[str], notes: Sequence[str]) -> None:

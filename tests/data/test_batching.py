@@ -124,3 +124,21 @@ def test_batches_do_not_come_by_length() -> None:
 def test_epochs_mix_their_batches() -> None:
     first, second = ({frozenset(window[0]) for window in plan(epoch)} for epoch in (0, 1))
     assert len(first & second) < 0.05 * len(first)
+
+
+@given(st.integers(0, 300), st.integers(2, 5), st.integers(1, 3), st.integers(0, 3), sizes)
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+def test_no_batch_holds_fewer_items_than_it_must(num: int, size: int, micro: int, epoch: int, limit: int) -> None:
+    def batches(least: int) -> list[list[int]]:
+        key = generator(1, "plan", epoch)
+        given = {"batch_size": size, "micro_batches": micro, "batch_characters": limit, "least": least}
+        return [batch for window in plan_epoch(LENGTHS[:num], key, **given) for batch in window]  # type: ignore[arg-type]
+
+    joined = batches(2)
+    assert sorted(item for batch in joined for item in batch) == list(range(num))
+    assert all(len(batch) >= 2 for batch in joined) or num == 1
+    free = batches(1)
+    if all(len(batch) >= 2 for batch in free):
+        assert joined == free
+    else:
+        assert joined != free or num == 1

@@ -14,12 +14,14 @@ import torch
 import hanzoo
 from hanzoo import build, cli
 from hanzoo.data.document import Document, Pair, Triple
+from hanzoo.data.pair_files import read_triples
 from hanzoo.errors import DataError, RecipeError, RunError
 from hanzoo.models.model import Matcher
 from hanzoo.recipe import check_recipe
 from hanzoo.tasks.matching import Matching
 from hanzoo.training.distillation import SoftTargets
-from tests.fixtures import jsonl, trained_run, write_recipe
+from hanzoo.training.trainer import Trainer
+from tests.fixtures import contents, jsonl, trained_run, write_recipe
 
 pytestmark = pytest.mark.usefixtures("deterministic", "encoders")
 
@@ -461,3 +463,89 @@ def test_runs_that_are_not_there(tmp_path: Path) -> None:
         hanzoo.load(tmp_path / "none")
     with pytest.raises(DataError, match="must exist"):
         Matching().read_texts(tmp_path / "none.tsv", None)
+
+
+# Negatives that a model finds.
+
+
+def mining(folder: Path, finder: Path, **settings: Any) -> Any:
+    recipe = sections(folder, objective={"name": "pairwise_softmax", "temperature": 0.05}, epochs=2)
+    recipe["data"]["mining"] = {"finder": str(finder), "number": 2, **settings}
+    return recipe
+
+
+def test_negatives_are_found_kept_and_used_again(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_recipe(tmp_path / "it.yaml", mining(tmp_path, run))
+    assert cli.train([str(path), "--run", str(tmp_path / "dry"), "--dry-run"]) == 0
+    assert not (tmp_path / "dry").exists()
+    assert cli.train([str(path), "--run", str(tmp_path / "whole")]) == 0
+    assert "60 negatives found for 30 pairs" in capsys.readouterr().err
+    results = json.loads((tmp_path / "whole" / "results.json").read_text(encoding="utf-8"))
+    assert results["data"]["counts"]["train"] == {"triples": 30}
+    assert results["data"]["view"] == "matches with mined negatives"
+    assert "finder of negatives" in results["inputs"]
+    triples, _ = read_triples(tmp_path / "whole" / "negatives" / "triples.jsonl")
+    finder = hanzoo.load(run)
+    known = {(first, second) for first, second, label in pairs(60) if label}
+    seconds = {second for _, second, _ in pairs(60)}
+    facts = json.loads((tmp_path / "whole" / "negatives" / "facts.json").read_text(encoding="utf-8"))
+    near = 0
+    for triple in triples:
+        assert (triple.anchor, triple.positive) in known
+        assert len(set(triple.negatives)) == 2
+        for negative in triple.negatives:
+            assert negative in seconds
+            assert (triple.anchor, negative) not in known
+            near += finder.score(triple.anchor, negative) > 0.95 * finder.score(triple.anchor, triple.positive) + 1e-5
+    assert near == 0
+    assert cli.evaluate([str(tmp_path / "whole"), "--record", str(tmp_path / "record.json")]) == 0
+
+    # killed after the first epoch, it goes on with what was found; the finder is asked no more
+    class Killed(BaseException):
+        pass
+
+    plain = Trainer._save
+
+    def save(self: Trainer) -> None:
+        plain(self)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save", save)
+        with pytest.raises(Killed):
+            build.train(path, run=tmp_path / "cut")
+    found = contents(tmp_path / "cut" / "negatives")
+    with monkeypatch.context() as patch:
+        patch.setattr("hanzoo.tasks.mining.nearest", None)
+        again = build.train(path, run=tmp_path / "cut", resume=True)
+    assert again["weights_sha256"] == results["weights_sha256"]
+    assert contents(tmp_path / "cut" / "negatives") == found
+    assert facts["drawn"] >= 0
+
+    # damaged, they are found again; of other settings, refused
+    (tmp_path / "cut" / "negatives" / "triples.jsonl").write_text("{}\n", encoding="utf-8")
+    data = Matching().load_data(Matching.data_settings.model_validate(mining(tmp_path, run)["data"]))
+    made = Matching().ready(
+        data,
+        Matching.data_settings.model_validate(mining(tmp_path, run)["data"]),
+        tmp_path / "cut",
+        hanzoo.load,
+        lambda line: None,
+    )
+    assert [triple.negatives for triple in made.train] == [triple.negatives for triple in triples]
+    other = Matching.data_settings.model_validate(mining(tmp_path, run, skip=1)["data"])
+    with pytest.raises(RunError, match="settings of the negatives must be what the run began with"):
+        Matching().ready(data, other, tmp_path / "cut", hanzoo.load, lambda line: None)
+
+
+def test_what_cannot_find_negatives_is_refused(
+    run: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = mining(tmp_path, teacher)
+    assert "data.mining.finder: must hold a bi_encoder" in refused(tmp_path, recipe, capsys)
+    recipe = mining(tmp_path, run, number=500)
+    assert "train must hold 500 texts for each pair that do not match it" in refused(tmp_path, recipe, capsys)
+    recipe["data"]["items"] = "texts"
+    assert "neither triples nor other items than matches beside mining" in refused(tmp_path, recipe, capsys)

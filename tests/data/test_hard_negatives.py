@@ -1,0 +1,82 @@
+"""Which texts near an anchor become its negatives, against the rules one by one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hanzoo.data.document import Pair
+from hanzoo.data.hard_negatives import choose_negatives, highest_scores, known_matches, nearest
+from hanzoo.data.randomness import generator
+
+CORPUS = ["甲", "乙", "丙", "丁", "戊", "己"]
+NEAR = np.array([[0, 1, 2, 3]])
+SCORES = np.array([[0.99, 0.9, 0.7, 0.2]])
+
+
+def chosen(number: int = 1, limit: float = np.inf, matches: frozenset[str] = frozenset(), skip: int = 0) -> list[str]:
+    found, _ = choose_negatives(
+        NEAR, SCORES, np.array([limit]), [matches], CORPUS, number=number, skip=skip,
+        draw=lambda row: generator(0, "negatives", row),
+    )  # fmt: skip
+    return [CORPUS[place] for place in found[0]]
+
+
+def test_the_nearest_that_are_no_matches() -> None:
+    assert chosen() == ["甲"]
+    assert chosen(2) == ["甲", "乙"]
+    assert chosen(2, limit=0.9) == ["乙", "丙"]
+    assert chosen(2, matches=frozenset({"乙"})) == ["甲", "丙"]
+    assert chosen(2, limit=0.95, matches=frozenset({"丙"}), skip=1)[0] == "丁"
+
+
+def test_where_too_few_are_left_others_are_drawn_but_no_matches() -> None:
+    assert chosen(3, limit=0.8, matches=frozenset({"戊"})) == ["丙", "丁", "己"]
+    with pytest.raises(ValueError, match="anchor 0"):  # those that are too near stay out
+        chosen(4, limit=0.8, matches=frozenset({"戊"}))
+
+
+@pytest.mark.parametrize("number", [3, 4, 5])
+def test_there_must_be_enough(number: int) -> None:
+    matches = frozenset({"乙", "丙", "丁"})
+    if number == 3:
+        assert sorted(chosen(3, matches=matches)) == sorted(["甲", "戊", "己"])
+        return
+    with pytest.raises(ValueError, match=f"anchor 0 must have {number} texts that do not match it"):
+        chosen(number, matches=matches)
+
+
+def test_the_limit_lies_below_the_positive() -> None:
+    positives = np.array([0.8, 0.0, -0.4])
+    assert highest_scores(positives, 0.95, None) == pytest.approx([0.76, 0.0, -0.42])
+    assert highest_scores(positives, None, 0.1) == pytest.approx([0.7, -0.1, -0.5])
+    assert highest_scores(positives, 0.95, 0.1) == pytest.approx([0.7, -0.1, -0.5])
+    assert highest_scores(positives, None, None).tolist() == [np.inf] * 3
+
+
+def test_matches_are_known_in_either_order_and_in_any_writing() -> None:
+    known = known_matches([Pair("Ａb", "丙"), Pair("丁", "Ａb")])
+    assert known["Ａb"] == {"ab", "丙", "丁"}
+    assert known["丁"] == {"丁", "ab"}
+    assert chosen(1, matches=frozenset(known_matches([Pair("x", "“甲”")])["x"])) == ["乙"]
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 9), st.integers(1, 30), st.integers(1, 12), st.integers(1, 4), st.booleans())
+def test_the_nearest_are_those_of_a_full_sort(queries: int, texts: int, depth: int, rows: int, tied: bool) -> None:
+    draw = generator(3, "vectors", queries, texts)
+    vectors = draw.normal(size=(queries + texts, 3)).astype(np.float32)
+    if tied:
+        vectors = vectors.round()
+    one, other = vectors[:queries], vectors[queries:]
+    places, products = nearest(one, other, depth, rows)
+    assert places.shape == (queries, min(depth, texts))
+    for row in range(queries):
+        scores = one[row : row + 1] @ other.T
+        expected = np.argsort(-scores[0], kind="stable")[:depth]
+        if tied:  # whole numbers: the order of summation changes nothing
+            assert places[row].tolist() == expected.tolist()
+        assert np.allclose(products[row], scores[0][expected], atol=1e-5)
+        assert np.allclose(products[row], scores[0][places[row]], atol=1e-5)
