@@ -40,7 +40,7 @@ TRICKS: dict[str, dict[str, Any]] = {
     "gradient_penalty": {"gradient_penalty": {"strength": 5.0}},
     "swa": {"swa": {"start": 0.2}},
     "l2_sp": {"l2_sp": {"alpha": 0.5}},
-    "ewc": {"ewc": {"weight": 0.5, "num_samples": 4}},
+    "ewc": {"ewc": {"weight": 0.05, "num_samples": 4}},
     "all on the loss": {"focal": {}, "poly": {}, "flooding": {"level": 1.5}, "r_drop": {}, "gradient_penalty": {}},
 }
 CASES = {name: (tricks, SGD, 10) for name, tricks in TRICKS.items()} | {
