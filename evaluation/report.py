@@ -157,6 +157,10 @@ METRIC_NAMES = {
     "f1": "F1",
     "macro_f1": "macro F1",
     "official_macro_f1": "official macro F1",
+    "spearman": "Spearman",
+    "pearson": "Pearson",
+    "auc": "AUC",
+    "accuracy": "accuracy",
     "mrr@10": "MRR@10",
     "ndcg@10": "nDCG@10",
     "recall@10": "recall@10",
@@ -395,7 +399,11 @@ TAGGER_CALLS = ('model.predict(["浙商银行企业信贷部叶老桂博士"])[0
 
 
 def run_card(
-    results: Mapping[str, Any], recipe: Mapping[str, Any], run: str, calls: Sequence[str] = TAGGER_CALLS
+    results: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    run: str,
+    calls: Sequence[str] = TAGGER_CALLS,
+    counted: str = "sentences",
 ) -> str:
     """The README.md of a run directory: what it is, on what, how good, how to load it.
 
@@ -404,6 +412,7 @@ def run_card(
         recipe: the resolved recipe; its `model`, `train`, `tricks` and `evaluate` sections are shown.
         run: the run directory as a user would name it in a command ("runs/cluener_bilstm_crf").
         calls: lines of Python on the loaded model, which they call `model`; the last one is what `predict.py` is given.
+        counted: what the figures are over, as `splits` counts it: sentences, pairs, queries.
 
     Returns:
         Markdown, ending in a newline.
@@ -412,7 +421,7 @@ def run_card(
     data = known.get("data", {})
     parts = [f"# {Path(run).name}", _summary(known, recipe)]
     if known.get("splits"):
-        parts += ["## How good", *_quality(known)]
+        parts += ["## How good", *_quality(known, counted)]
     if known.get("calibration"):
         parts += ["## Confidence", _confidence(known["calibration"])]
     parts += ["## How to load", _loading(run, calls)]
@@ -452,18 +461,20 @@ def _code(text: str) -> str:
     return f"{fence}{blank}{text}{blank}{fence}"
 
 
-def _quality(results: Results) -> list[str]:
+def _quality(results: Results, counted: str) -> list[str]:
     parts = [_protocol(results)]
     rows: list[tuple[str, Mapping[str, Any]]] = []
     for split, figures in results["splits"].items():
         rows.append((split, figures))
         rows += [(f"{split}, {subset}", values) for subset, values in figures.get("subsets", {}).items()]
     metrics = [metric for metric in METRIC_NAMES if any(metric in figures for _, figures in rows)]
-    heads = ["split", "sentences", *(METRIC_NAMES[metric] for metric in metrics), "F1, 95 % interval"]
+    heads = ["split", counted, *(METRIC_NAMES[metric] for metric in metrics)]
     table = [
-        [name, _count(figures.get("sentences")), *(show_figure(figures.get(m)) for m in metrics), _interval(figures)]
-        for name, figures in rows
+        [name, _count(figures.get(counted)), *(show_figure(figures.get(m)) for m in metrics)] for name, figures in rows
     ]
+    if any(_interval(figures) for _, figures in rows):
+        heads.append("F1, 95 % interval")
+        table = [[*row, _interval(figures)] for row, (_, figures) in zip(table, rows, strict=True)]
     parts.append(markdown_table(heads, table, right=range(1, len(heads))))
     for split, figures in results["splits"].items():
         if figures.get("per_label"):
@@ -499,7 +510,10 @@ def _interval(figures: Mapping[str, Any]) -> str:
 
 
 def _protocol(results: Results) -> str:
-    sentences = ["Figures are times 100; an entity counts where start, end and type are right."]
+    of_entities = any("per_label" in figures for figures in results["splits"].values())
+    sentences = [
+        "Figures are times 100" + ("; an entity counts where start, end and type are right." if of_entities else ".")
+    ]
     if results.get("selected_on"):
         metric = f" by {METRIC_NAMES.get(results['metric'], results['metric'])}" if results.get("metric") else ""
         found = [f"epoch {results['best_epoch']}"] if "best_epoch" in results else []

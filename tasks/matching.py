@@ -497,7 +497,7 @@ class Matching(Task):
         calls = ['model.score("花呗怎么还款", "如何偿还花呗")']
         if "factor" in results.get("calibration", {}):
             calls.append('model.probability("花呗怎么还款", "如何偿还花呗")')
-        return run_card(results, recipe, run, [*calls, "pairs.tsv --output scored.tsv"])
+        return run_card(results, recipe, run, [*calls, "pairs.tsv --output scored.tsv"], "pairs")
 
     # Evaluation.
 

@@ -503,7 +503,7 @@ class Retrieval(Task):
         return scores_of(model, searched_items(items)).to_json()
 
     def card(self, results: Mapping[str, Any], recipe: Mapping[str, Any], run: str) -> str:
-        return run_card(results, recipe, run, CALLS)
+        return run_card(results, recipe, run, CALLS, "queries")
 
     # Evaluation.
 

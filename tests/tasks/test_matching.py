@@ -122,7 +122,10 @@ def test_it_is_trained_loaded_evaluated_and_recorded(
     assert set(results["splits"]) == {"dev", "test"}
     assert {"spearman", "pearson", "auc", "accuracy", "f1", "majority", "threshold"} <= set(results["splits"]["test"])
     assert results["data"]["counts"]["train"] == {"pairs": 60}
-    assert (run / "README.md").is_file()
+    card = (run / "README.md").read_text(encoding="utf-8")
+    assert "| split | pairs | " in card
+    assert "Spearman" in card
+    assert "entity" not in card
 
     matcher = hanzoo.load(run)
     assert isinstance(matcher, Matcher)
