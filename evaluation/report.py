@@ -161,6 +161,7 @@ METRIC_NAMES = {
     "pearson": "Pearson",
     "auc": "AUC",
     "accuracy": "accuracy",
+    "majority": "majority",
     "mrr@10": "MRR@10",
     "ndcg@10": "nDCG@10",
     "recall@10": "recall@10",

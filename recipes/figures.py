@@ -13,6 +13,7 @@ import argparse
 import difflib
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from hanzoo.data.files import write_file
 from hanzoo.errors import DataError, HanzooError, nearest
-from hanzoo.evaluation.report import markdown_table, show_difference, show_figure, show_interval, show_p
+from hanzoo.evaluation.report import METRIC_NAMES, markdown_table, show_difference, show_figure, show_interval, show_p
 
 BEGIN = "<!-- figures:begin -->"
 END = "<!-- figures:end -->"
@@ -28,7 +29,30 @@ END = "<!-- figures:end -->"
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Difference = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Metrics = dict[str, list[Share]]  # metric -> one figure a seed
+Metrics = dict[str, list[Difference]]  # metric -> one figure a seed; a correlation may be below 0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of figures, that has a table of its own.
+
+    Attributes:
+        title: what stands above its table.
+        figure: the main metric.
+        others: metrics beside it.
+    """
+
+    title: str
+    figure: str
+    others: tuple[str, ...]
+
+
+# A figure is of the last kind whose main metric it holds: matching has an F1 too.
+KINDS = (
+    Kind("Entities:", "f1", ("macro_f1", "official_macro_f1")),
+    Kind("Pairs of texts:", "spearman", ("pearson", "auc", "accuracy", "f1", "majority")),
+    Kind("Search:", "mrr@10", ("ndcg@10", "recall@10", "recall@100")),
+)
 
 
 class _Strict(BaseModel):
@@ -43,15 +67,15 @@ class Published(_Strict):
 
 
 class Against(_Strict):
-    """How the F1 differs from that of another figure of the folder, on the same sentences.
+    """How the main figure differs from that of another figure of the folder, on the same items.
 
     Attributes:
         recipe, variant: the other figure.
         weights_sha256: the hashes of the weights that it was compared with, one a seed: those of the other figure's file.
-        difference: this F1 (the mean over the seeds) minus the other, in 0-1.
-        interval: the two ends of its 95 % bootstrap interval over sentences.
-        p: the two-sided p-value of paired approximate randomisation over sentences.
-        rounds: how many times sentences were exchanged, and drawn.
+        difference: this figure (the mean over the seeds) minus the other, in 0-1.
+        interval: the two ends of its 95 % bootstrap interval over items.
+        p: the two-sided p-value of paired approximate randomisation over items; None where the figure is no sum over items.
+        rounds: how many times items were exchanged, and drawn.
     """
 
     recipe: str = Field(min_length=1)
@@ -59,7 +83,7 @@ class Against(_Strict):
     weights_sha256: list[str] = Field(min_length=1)
     difference: Difference
     interval: tuple[Difference, Difference]
-    p: Annotated[float, Field(gt=0, le=1)]
+    p: Annotated[float, Field(gt=0, le=1)] | None
     rounds: int = Field(ge=1)
 
 
@@ -73,7 +97,7 @@ class Result(_Strict):
         split: what the figure was measured on.
         selected_on: what the epoch was selected on.
         seeds: one figure each in every list of `metrics`.
-        metrics: figures in 0-1; "f1" must be among them.
+        metrics: figures in 0-1 (a correlation from -1 on); the main one of a kind must be among them.
         inputs: other files that went in (vectors, lexicons, encoders) -> sha256.
         minutes, peak_gb: of one seed's training, on `machine`.
         machine: in words.
@@ -122,9 +146,10 @@ class Result(_Strict):
 
     @field_validator("metrics")
     @classmethod
-    def _has_f1(cls, metrics: Metrics) -> Metrics:
-        if "f1" not in metrics:
-            raise ValueError(f"must hold 'f1', but holds {', '.join(map(repr, metrics)) or 'nothing'}")
+    def _has_a_main_metric(cls, metrics: Metrics) -> Metrics:
+        if not any(kind.figure in metrics for kind in KINDS):
+            wanted = " or ".join(repr(kind.figure) for kind in KINDS)
+            raise ValueError(f"must hold {wanted}, but holds {', '.join(map(repr, metrics)) or 'nothing'}")
         return metrics
 
     @model_validator(mode="after")
@@ -138,6 +163,10 @@ class Result(_Strict):
                         f"{where}.{metric} must hold one figure for each of {len(self.seeds)} seeds, but holds {len(values)}"
                     )
         return self
+
+    @property
+    def kind(self) -> Kind:
+        return next(kind for kind in reversed(KINDS) if kind.figure in self.metrics)
 
     @property
     def file_name(self) -> str:
@@ -206,15 +235,23 @@ def _problem(path: Path, details: Any) -> str:
 
 
 def full_table(results: Sequence[Result]) -> str:
-    """The table of recipes/README.md: every figure, with its protocol, cost and command."""
+    """The tables of recipes/README.md: every figure, with its protocol, cost and command; one table a kind."""
+    tables: list[str] = []
+    for kind in KINDS:
+        own = [result for result in results if result.kind is kind]
+        if own or kind is KINDS[0]:
+            tables += [*([kind.title] if tables else []), _table_of(kind, own)]
+    return "\n\n".join(tables)
+
+
+def _table_of(kind: Kind, results: Sequence[Result]) -> str:
     header = [
         "data",
         "split",
         "selected on",
         "recipe",
-        "F1, mean ± std (seeds)",
-        "macro F1",
-        "official macro F1",
+        f"{METRIC_NAMES[kind.figure]}, mean ± std (seeds)",
+        *(METRIC_NAMES[metric] for metric in kind.others),
         "published",
         "asked",
         "minutes",
@@ -229,8 +266,7 @@ def full_table(results: Sequence[Result]) -> str:
             result.selected_on,
             _recipe(result) + (f"; {result.note}" if result.note else ""),
             _figures(result),
-            show_figure(result.metrics.get("macro_f1")),
-            show_figure(result.metrics.get("official_macro_f1")),
+            *(show_figure(result.metrics.get(metric)) for metric in kind.others),
             _published(result),
             result.asked,
             f"{result.minutes:.1f}",
@@ -240,7 +276,8 @@ def full_table(results: Sequence[Result]) -> str:
         ]
         for result in results
     ]
-    return markdown_table(header, rows, right=(4, 5, 6, 9, 10))
+    figures = 1 + len(kind.others)
+    return markdown_table(header, rows, right=(*range(4, 4 + figures), 6 + figures, 7 + figures))
 
 
 _HEADINGS = {
@@ -264,11 +301,13 @@ def _recipe(result: Result | Against) -> str:
 
 
 def _figures(result: Result) -> str:
-    lines = [show_figure(result.metrics["f1"], count_seeds=True)]
-    lines += [f"{name}: {show_figure(metrics['f1'])}" for name, metrics in result.subsets.items() if "f1" in metrics]
+    main = result.kind.figure
+    lines = [show_figure(result.metrics[main], count_seeds=True)]
+    lines += [f"{name}: {show_figure(metrics[main])}" for name, metrics in result.subsets.items() if main in metrics]
     if result.against:
         difference, interval = show_difference(result.against.difference), show_interval(result.against.interval)
-        lines.append(f"{difference} ({interval}), p = {show_p(result.against.p)}, against {_recipe(result.against)}")
+        p = "" if result.against.p is None else f", p = {show_p(result.against.p)}"
+        lines.append(f"{difference} ({interval}){p}, against {_recipe(result.against)}")
     return "<br>".join(lines)
 
 

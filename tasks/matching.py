@@ -252,7 +252,7 @@ class MatchingReport(Report):
         return {name: _seeds([figures[name] for figures in self.figures]) for name in names}
 
     def recorded(self) -> dict[str, Any]:
-        names = [name for name, value in self.figures[0].items() if isinstance(value, int | float)]
+        names = [name for name in RECORDED if self.figures[0].get(name) is not None]
         return {"metrics": {name: [figures[name] for figures in self.figures] for name in names}}
 
     def counts(self) -> NDArray[Any]:
@@ -267,6 +267,9 @@ class MatchingReport(Report):
         rounds = 1000
         difference, interval = bootstrap_difference(gold, self.scores, other.scores, seed=0, rounds=rounds)
         return Comparison(difference, interval, None, rounds)
+
+
+RECORDED = ("spearman", "spearman_ceiling", "pearson", "auc", "accuracy", "f1", "majority", "ece", "brier")
 
 
 def _seeds(values: Sequence[float]) -> float | list[float]:

@@ -171,7 +171,7 @@ def without(key: str) -> dict[str, Any]:
     [
         (without("commit"), "commit must be there, but is missing"),
         (changed(comit="x"), "comit must be a key of a result file, but is not. Did you mean 'commit'?"),
-        (changed(metrics={"macro_f1": [0.1] * 3}), "must hold 'f1', but holds 'macro_f1'"),
+        (changed(metrics={"macro_f1": [0.1] * 3}), "must hold 'f1' or 'spearman' or 'mrr@10', but holds 'macro_f1'"),
         (changed(metrics={"f1": [0.1]}), "metrics.f1 must hold one figure for each of 3 seeds, but holds 1"),
         (changed(subsets={"x": {"f1": [0.1]}}), "x.f1 must hold one figure for each of 3 seeds, but holds 1"),
         (

@@ -16,8 +16,10 @@ from hanzoo import build, cli
 from hanzoo.data.document import Document, Pair, Triple
 from hanzoo.data.pair_files import read_triples
 from hanzoo.errors import DataError, RecipeError, RunError
+from hanzoo.evaluation.report import show_figure
 from hanzoo.models.model import Matcher
 from hanzoo.recipe import check_recipe
+from hanzoo.recipes.figures import full_table, read_results
 from hanzoo.tasks.matching import Matching
 from hanzoo.training.distillation import SoftTargets
 from hanzoo.training.trainer import Trainer
@@ -143,6 +145,9 @@ def test_it_is_trained_loaded_evaluated_and_recorded(
     recorded = json.loads(record.read_text(encoding="utf-8"))
     assert recorded["metrics"]["spearman"] == [results["splits"]["test"]["spearman"]]
     assert recorded["split"] == "test"
+    table = full_table(read_results(tmp_path))
+    assert "Pairs of texts:" in table
+    assert f"{show_figure(recorded['metrics']['spearman'], count_seeds=True)} |" in table
     assert hanzoo.evaluate(run)["spearman"] == results["splits"]["test"]["spearman"]
 
     output = tmp_path / "scores.jsonl"
