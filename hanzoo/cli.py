@@ -259,16 +259,18 @@ def _differences(reports: Sequence[Report], against: Report) -> str:
             "run": str(folder),
             f"{METRIC_NAMES.get(task.figure, task.figure)} difference": show_difference(comparison.difference),
             "95 % interval": show_interval(comparison.interval),
-            "p": show_p(comparison.p),
         }
+        | ({} if comparison.p is None else {"p": show_p(comparison.p)})
         for folder, comparison in found
     ]
-    seeds = len(against.figures)
+    seeds, rounds = len(against.figures), found[0][1].rounds
     means = f", means over {seeds} seeds" if seeds > 1 else ""
+    how = f"interval: paired bootstrap over {task.items}"
+    if any(comparison.p is not None for _, comparison in found):
+        how = f"p: paired approximate randomisation over {task.items}, two-sided, {rounds} rounds; {how}"
     return (
         f"against {against.subject.run}, {len(against.subject.items)} {task.items}{means}\n{results_table(rows)}\n"
-        f"p: paired approximate randomisation over {task.items}, two-sided, {found[0][1].rounds} rounds; interval: paired "
-        f"bootstrap over {task.items}. Both are of the models as trained; how much other seeds change, the spread over seeds says."
+        f"{how}. Both are of the models as trained; how much other seeds change, the spread over seeds says."
     )
 
 

@@ -26,14 +26,12 @@ from hanzoo.data.training_items import ItemKind, matches, texts, triples_of_pair
 from hanzoo.errors import DataError, RecipeError, RunError
 from hanzoo.evaluation.calibration import brier, expected_calibration_error, fit_platt
 from hanzoo.evaluation.matching import (
-    accuracy_of,
     bootstrap_difference,
     choose_threshold,
-    outcome_counts,
     score_pairs,
 )
 from hanzoo.evaluation.report import run_card, show_figure
-from hanzoo.evaluation.significance import Comparison, compare
+from hanzoo.evaluation.significance import Comparison
 from hanzoo.models.layers.text_matcher import texts_of
 from hanzoo.models.model import Matcher, Model, Settings, TeacherSettings, objective_class, objective_names
 from hanzoo.tasks.matching_errors import worst_pairs
@@ -255,16 +253,9 @@ class MatchingReport(Report):
         names = [name for name in RECORDED if self.figures[0].get(name) is not None]
         return {"metrics": {name: [figures[name] for figures in self.figures] for name in names}}
 
-    def counts(self) -> NDArray[Any]:
-        """(seeds, pairs, counts): what `outcome_counts` gives at each seed's threshold."""
-        gold, judged = labels_of(self.subject.items), zip(self.scores, self.thresholds, strict=True)
-        return np.stack([outcome_counts(gold, row, threshold) for row, threshold in judged if threshold is not None])
-
     def compare(self, other: MatchingReport) -> Comparison:
-        gold = labels_of(self.subject.items)
-        if None not in (*self.thresholds, *other.thresholds):
-            return compare(self.counts(), other.counts(), accuracy_of, seed=0)
-        rounds = 1000
+        """In Spearman's rho, which is no sum over pairs: it has an interval, and no p-value of randomisation."""
+        rounds, gold = 1000, labels_of(self.subject.items)
         difference, interval = bootstrap_difference(gold, self.scores, other.scores, seed=0, rounds=rounds)
         return Comparison(difference, interval, None, rounds)
 

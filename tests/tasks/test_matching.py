@@ -169,6 +169,8 @@ def test_two_runs_are_compared_on_the_same_pairs(
     )
     out = capsys.readouterr().out
     assert f"against {run}, 30 items" in out
+    assert "Spearman difference" in out
+    assert "randomisation" not in out  # a correlation is no sum over pairs
     assert "pairs stand in train, in either order" in out  # a file may hold what was trained on
 
 
