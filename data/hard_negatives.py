@@ -89,32 +89,3 @@ def choose_negatives(
             num_drawn += wanted
         chosen[row] = found
     return chosen, num_drawn
-
-
-def nearest(
-    queries: NDArray[np.floating], corpus: NDArray[np.floating], depth: int, rows_at_once: int = 256
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The vectors of a corpus with the highest products, exactly, the highest first; of equal ones the first of the corpus.
-
-    Args:
-        queries: (queries, width) float.
-        corpus: (texts, width) float.
-        depth: how many; at most as many as there are.
-        rows_at_once: queries whose products are held at once.
-
-    Returns:
-        Places in the corpus and products, (queries, depth) each.
-    """
-    depth = min(depth, len(corpus))
-    places = np.empty((len(queries), depth), dtype=np.int64)
-    products = np.empty((len(queries), depth), dtype=np.float32)
-    for start in range(0, len(queries), rows_at_once):
-        part = slice(start, start + rows_at_once)
-        scores = queries[part] @ corpus.T
-        # by score and then by place, so that it does not depend on how a partition leaves equal ones
-        least = np.partition(scores, -depth, axis=1)[:, -depth]
-        for row, (own, limit) in enumerate(zip(scores, least, strict=True), start=start):
-            at = np.flatnonzero(own >= limit)
-            places[row] = at[np.argsort(-own[at], kind="stable")][:depth]
-            products[row] = own[places[row]]
-    return places, products

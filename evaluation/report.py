@@ -463,7 +463,7 @@ def _code(text: str) -> str:
 
 
 def _quality(results: Results, counted: str) -> list[str]:
-    parts = [_protocol(results)]
+    parts = [_protocol(results, counted)]
     rows: list[tuple[str, Mapping[str, Any]]] = []
     for split, figures in results["splits"].items():
         rows.append((split, figures))
@@ -510,11 +510,9 @@ def _interval(figures: Mapping[str, Any]) -> str:
     return "" if not ends else f"{show_figure(ends[0])} to {show_figure(ends[1])}"
 
 
-def _protocol(results: Results) -> str:
-    of_entities = any("per_label" in figures for figures in results["splits"].values())
-    sentences = [
-        "Figures are times 100" + ("; an entity counts where start, end and type are right." if of_entities else ".")
-    ]
+def _protocol(results: Results, counted: str) -> str:
+    rule = "; an entity counts where start, end and type are right" if counted == "sentences" else ""
+    sentences = [f"Figures are times 100{rule}."]
     if results.get("selected_on"):
         metric = f" by {METRIC_NAMES.get(results['metric'], results['metric'])}" if results.get("metric") else ""
         found = [f"epoch {results['best_epoch']}"] if "best_epoch" in results else []

@@ -777,7 +777,10 @@ def _recorded(report: Report, folder: Path) -> dict[str, Any]:
     place = (subject.data.name if subject.data else None, _filed_split(subject))
     for path in sorted(folder.glob("*.json")):
         record = read_json(path)
-        if (record.get("weights_sha256"), record.get("data"), record.get("split")) == (weights, *place):
+        if isinstance(record, dict) and (record.get("weights_sha256"), record.get("data"), record.get("split")) == (
+            weights,
+            *place,
+        ):
             return {"recipe": record["recipe"], "variant": record["variant"], "weights_sha256": weights}
     raise RunError(
         f"{subject.run}: what a figure is compared with must be recorded in {folder}, but is not. "

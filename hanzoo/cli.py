@@ -199,7 +199,7 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
         "--against",
         type=Path,
         metavar="RUN",
-        help="also compare each with this run: difference of the main figure (F1, Spearman or accuracy), its interval, p-value",
+        help="also compare each with this run: difference of the main figure (F1, Spearman, MRR@10), its interval, p-value",
     )
     _add_options_of_tasks(parser, "evaluate")
     parser.add_argument("--json", action="store_true", help="print one JSON object a run instead of a table")

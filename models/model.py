@@ -575,7 +575,10 @@ class Objective(nn.Module, ABC):
         """For each part of the loss the units that so many items of a batch have."""
 
     def teaches(self, batch: Any) -> bool:
-        """Whether a batch can teach anything. One that cannot has a loss without gradient, and is counted."""
+        """Whether a batch can teach anything. One that cannot has a loss without gradient, and is counted.
+
+        Not asked where ranks share a batch: it may hold what this rank's part lacks.
+        """
         return True
 
     @abstractmethod
@@ -795,8 +798,7 @@ class Matcher(Model):
 
     def fingerprint(self) -> str:
         """What an index says of the model that made it: a hash of its weights and of how it reads texts."""
-        weights = {name: weight for name, weight in self.state_dict().items() if not name.startswith("objective.")}
-        return fingerprint(weights, self.config.model_dump(mode="json", exclude=set(NOT_OF_AN_INDEX)))
+        return fingerprint(self.trained_weights(), self.config.model_dump(mode="json", exclude=set(NOT_OF_AN_INDEX)))
 
     def description(self) -> dict[str, Any]:
         return {

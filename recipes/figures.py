@@ -236,11 +236,16 @@ def _problem(path: Path, details: Any) -> str:
 
 def full_table(results: Sequence[Result]) -> str:
     """The tables of recipes/README.md: every figure, with its protocol, cost and command; one table a kind."""
+    return _by_kind(results, _table_of)
+
+
+def _by_kind(results: Sequence[Result], table: Callable[[Kind, Sequence[Result]], str]) -> str:
+    """A table for each kind that there are figures of, the first one in any case; from the second on under its title."""
     tables: list[str] = []
     for kind in KINDS:
         own = [result for result in results if result.kind is kind]
         if own or kind is KINDS[0]:
-            tables += [*([kind.title] if tables else []), _table_of(kind, own)]
+            tables += [*([kind.title] if tables else []), table(kind, own)]
     return "\n\n".join(tables)
 
 
@@ -281,19 +286,23 @@ def _table_of(kind: Kind, results: Sequence[Result]) -> str:
 
 
 _HEADINGS = {
-    "en": ("data", "split", "selected on", "recipe", "F1, mean ± std (seeds)", "published"),
-    "zh": ("数据", "划分", "选模依据", "配方", "F1，均值 ± 标准差（种子数）", "已发表"),
+    "en": ("data", "split", "selected on", "recipe", "{}, mean ± std (seeds)", "published"),
+    "zh": ("数据", "划分", "选模依据", "配方", "{}，均值 ± 标准差（种子数）", "已发表"),
 }
 
 
 def headline_table(results: Sequence[Result], language: str) -> str:
-    """The table of a README: the headline figures. `language`: "en" or "zh", of the header."""
-    rows = [
-        [result.data, result.split, result.selected_on, _recipe(result), _figures(result), _published(result)]
-        for result in results
-        if result.headline
-    ]
-    return markdown_table(_HEADINGS[language], rows, right=(4,))
+    """The tables of a README: the headline figures. `language`: "en" or "zh", of the header."""
+
+    def table(kind: Kind, own: Sequence[Result]) -> str:
+        header = [heading.format(METRIC_NAMES[kind.figure]) for heading in _HEADINGS[language]]
+        rows = [
+            [result.data, result.split, result.selected_on, _recipe(result), _figures(result), _published(result)]
+            for result in own
+        ]
+        return markdown_table(header, rows, right=(4,))
+
+    return _by_kind([result for result in results if result.headline], table)
 
 
 def _recipe(result: Result | Against) -> str:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import statistics
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -21,7 +19,6 @@ from hanzoo.data.files import expanded
 from hanzoo.data.leakage import LeakageReport, check_leaks, leakage
 from hanzoo.data.matching_catalogue import MATCHING_SETS, PairData, TripleData, load_pairs, load_triples, with_pairs
 from hanzoo.data.pair_files import Scale, read_pairs
-from hanzoo.data.randomness import generator, reseed
 from hanzoo.data.training_items import ItemKind, matches, texts, triples_of_pairs
 from hanzoo.errors import DataError, RecipeError, RunError
 from hanzoo.evaluation.calibration import brier, expected_calibration_error, fit_platt
@@ -33,15 +30,27 @@ from hanzoo.evaluation.matching import (
 from hanzoo.evaluation.report import run_card, show_figure
 from hanzoo.evaluation.significance import Comparison
 from hanzoo.models.layers.text_matcher import texts_of
-from hanzoo.models.model import Matcher, Model, Settings, TeacherSettings, objective_class, objective_names
+from hanzoo.models.model import Matcher, Model, Settings, objective_names
+from hanzoo.tasks.aiming import aim, encoder_name, note_leaks, official_name
 from hanzoo.tasks.matching_errors import worst_pairs
 from hanzoo.tasks.matching_prediction import PREDICT_OPTIONS, score_file
 from hanzoo.tasks.mining import Mined, MiningSettings, mine
-from hanzoo.tasks.task import ERRORS_OPTION, DataSettings, EvaluateSettings, Report, Say, Subject, Task
+from hanzoo.tasks.task import ERRORS_OPTION, DataSettings, EvaluateSettings, Report, Say, Subject, Task, extent
 from hanzoo.training.distributed import gather_objects, merge, on_first, share
 from hanzoo.training.trick import Start
 
 OWN_FILES = ("train", "dev", "test")
+RECORDED = (
+    "spearman",
+    "spearman_ceiling",
+    "pearson",
+    "auc",
+    "accuracy",
+    "f1",
+    "majority",
+    "ece",
+    "brier",
+)  # of the figures
 
 FORCE_LEAKAGE = "--allow-leakage"
 EVALUATE_OPTIONS: Mapping[str, Mapping[str, Any]] = {
@@ -51,7 +60,6 @@ EVALUATE_OPTIONS: Mapping[str, Mapping[str, Any]] = {
         "help": "score a matcher also on data that it is known to have been trained on; the figure means nothing, and says so",
     },
 }
-DRAWN_FROM = 8  # texts on which it is tried whether dropout does anything
 
 
 class MatchingDataSettings(DataSettings):
@@ -205,11 +213,6 @@ class MatchingData:
         return self.pairs.split(name)
 
 
-def official_name(name: str) -> str:
-    """The data set that a copy with other counts is of, for what is known of it."""
-    return name.removesuffix("-unofficial")
-
-
 def labels_of(pairs: Sequence[Pair]) -> NDArray[np.float64]:
     """(pairs,) the labels of pairs that all have one."""
     return np.array([pair.label for pair in pairs], dtype=np.float64)
@@ -258,9 +261,6 @@ class MatchingReport(Report):
         rounds, gold = 1000, labels_of(self.subject.items)
         difference, interval = bootstrap_difference(gold, self.scores, other.scores, seed=0, rounds=rounds)
         return Comparison(difference, interval, None, rounds)
-
-
-RECORDED = ("spearman", "spearman_ceiling", "pearson", "auc", "accuracy", "f1", "majority", "ece", "brier")
 
 
 def _seeds(values: Sequence[float]) -> float | list[float]:
@@ -362,8 +362,8 @@ class Matching(Task):
         """How long the texts are, and what of dev and test stands in train."""
         judged = {"dev": data.dev} | ({"test": data.test} if data.test else {})
         known = _known(data)
-        extents = [{"split": "train", data.items: len(data.train)} | _extent(data.train)]
-        extents += [{"split": split, "pairs": len(pairs)} | _extent(pairs) for split, pairs in judged.items()]
+        extents = [{"split": "train", data.items: len(data.train)} | extent(_texts(data.train))]
+        extents += [{"split": split, "pairs": len(pairs)} | extent(_texts(pairs)) for split, pairs in judged.items()]
         return [extents, [{"split": split} | _leak_row(leakage(known, pairs)) for split, pairs in judged.items()]]
 
     # Items.
@@ -394,40 +394,12 @@ class Matching(Task):
     # Training.
 
     def aim(self, model: Matcher, objective: str, settings: Settings, data: MatchingData) -> None:
-        cls = objective_class(objective)
-        if data.items not in cls.learns_from:
-            others = [name for name in objective_names() if data.items in objective_class(name).learns_from]
-            raise RecipeError(
-                f"objective.name: {objective} must have {' or '.join(cls.learns_from)} to learn from, but data.items is "
-                f"{data.items}. Set data.items={cls.learns_from[0]}, or take another objective: {', '.join(others)}."
-            )
-        labels = {item.label for item in data.train if isinstance(item, Pair)}
-        if data.items == "pairs" and len(labels) < 2:
-            raise DataError(
-                f"{data.name}: the pairs that are trained on must have two labels at least, but all have {labels.pop():g}. "
-                "Raise data.most, or check the file."
-            )
-        self._note_leaks(model, data, data.trained_on)
-        model.objective = cls.build(settings, model, data)
+        aim(model, objective, settings, data)
         if data.mined is not None:
             model.inputs = {**model.inputs, "finder of negatives": data.mined.finder}
-        if not isinstance(settings, TeacherSettings):
-            _try_out(model, data.train[: max(2, cls.least_items)])
-        if data.items == "texts":
-            _require_dropout(model, data.train[:DRAWN_FROM])
-
-    @staticmethod
-    def _note_leaks(model: Matcher, data: MatchingData, names: Sequence[str]) -> None:
-        """Add to what a model was trained on, unless it leaks into what it is judged by."""
-        model.trained_on = tuple(dict.fromkeys((*model.trained_on, *names)))
-        said = check_leaks(
-            map(official_name, model.trained_on), official_name(data.name), encoder=encoder_name(model),
-            force=data.allow_leakage,
-        )  # fmt: skip
-        model.notes = (*model.notes, *(line for line in said if line not in (*data.notes, *model.notes)))
 
     def teach(self, teacher: Matcher, student: Matcher, data: MatchingData) -> None:
-        self._note_leaks(student, data, teacher.trained_on)
+        note_leaks(student, data, teacher.trained_on)
 
     def restrict(self, model: Matcher, data: MatchingData) -> None:
         """Nothing: a matcher has one scale."""
@@ -549,6 +521,10 @@ class Matching(Task):
         return score_file(model, arguments, say)
 
 
+def _texts(items: Iterable[Any]) -> Iterator[str]:
+    return (text for item in items for text in texts_of(item))
+
+
 def _reliability(model: Matcher, scores: NDArray[np.float64], matches: NDArray[np.bool_]) -> dict[str, float]:
     """How far a model's probabilities are from what came true; {} for one that says none."""
     if model.calibration is None:
@@ -600,47 +576,6 @@ def _known(data: MatchingData) -> Sequence[Pair] | Sequence[Triple]:
     return data.pairs.train if data.triples is None else data.triples.train
 
 
-def encoder_name(model: Matcher) -> str | None:
-    """The name of the encoder that a model began with."""
-    name = getattr(model.config, "encoder", None)
-    return None if name is None else Path(name).name
-
-
-def _try_out(model: Matcher, items: Sequence[Any]) -> None:
-    """Compute a loss once, so that an objective that does not go with a model is refused before anything is written."""
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        batch = model.collate([model.featurize(item) for item in items])
-        model.losses(model(batch), batch)
-    model.train(was_training)
-
-
-def _require_dropout(model: Matcher, items: Sequence[Any]) -> None:
-    """Raise RecipeError where the views of a single text are the same, so that nothing can be learnt from them."""
-    features = [model.featurize(item) for item in items]
-
-    def collated() -> Any:
-        return model.collate(features, lambda item: generator(0, "dropout is tried", item), range(len(features)))
-
-    objective = model.objective
-    assert objective is not None
-    drawn = (objective.views(item.texts, generator(0, "dropout is tried", n)) for n, item in enumerate(features))
-    if any(not np.array_equal(views[0], views[1]) for views in drawn):
-        return
-    was_training = model.training
-    model.train()
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        reseed(0, "dropout is tried")
-        first, second = (model(collated()).paired(0, 1) for _ in range(2))
-    model.train(was_training)
-    if torch.equal(first, second):
-        raise RecipeError(
-            "model.encoder_dropout: must be above 0 with single texts, whose two views differ by dropout alone, but "
-            f"{encoder_name(model)} has none. Set model.encoder_dropout=0.1."
-        )
-
-
 def _leak_row(report: LeakageReport) -> dict[str, Any]:
     return {
         "pairs": report.pairs,
@@ -649,14 +584,4 @@ def _leak_row(report: LeakageReport) -> dict[str, Any]:
         "in another writing": report.pairs_normalised - report.pairs_in_train,
         "texts": report.texts,
         "texts in train": report.texts_in_train,
-    }
-
-
-def _extent(items: Sequence[Any]) -> dict[str, Any]:
-    lengths = sorted(len(text) for item in items for text in texts_of(item))
-    return {
-        "characters": sum(lengths),
-        "median length": statistics.median_low(lengths),
-        "95 %": lengths[(len(lengths) - 1) * 95 // 100],
-        "longest": lengths[-1],
     }

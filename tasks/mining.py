@@ -14,17 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from hanzoo.data.document import Pair, Triple
 from hanzoo.data.files import expanded
-from hanzoo.data.hard_negatives import choose_negatives, highest_scores, known_matches, nearest
+from hanzoo.data.hard_negatives import choose_negatives, highest_scores, known_matches
 from hanzoo.data.leakage import text_key
 from hanzoo.data.pair_files import read_triples
 from hanzoo.data.randomness import generator
 from hanzoo.errors import DataError, RecipeError, RunError
 from hanzoo.models.bi_encoder import BiEncoder
 from hanzoo.models.model import Model, Settings
+from hanzoo.models.search.index import QUERIES_AT_ONCE, best_places
 from hanzoo.training.checkpoint import recover, sha256, tensors_sha256, write_folder
 
 FOLDER, TRIPLES_FILE, FACTS_FILE = "negatives", "triples.jsonl", "facts.json"
@@ -141,7 +143,7 @@ def _found(
     of_pairs = np.array([rows[pair.first] for pair in matching])
     columns = {text: column for column, text in enumerate(corpus)}
     queries = finder.encode(anchors)
-    candidates, scores = nearest(queries, vectors, settings.depth)
+    candidates, scores = _nearest(queries, vectors, settings.depth)
     own = np.array([queries[rows[pair.first]] @ vectors[columns[pair.second]] for pair in matching])
     known = known_matches(matching)
     try:
@@ -165,6 +167,18 @@ def _found(
         for pair, places in zip(matching, chosen.tolist(), strict=True)
     ]
     return Mined(tuple(triples), {**facts, "drawn": drawn})
+
+
+def _nearest(
+    queries: NDArray[np.float32], corpus: NDArray[np.float32], depth: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The places in the corpus, and the products, of the vectors with the highest ones, (queries, depth) each."""
+    places, products = [], []
+    for start in range(0, len(queries), QUERIES_AT_ONCE):
+        for row in queries[start : start + QUERIES_AT_ONCE] @ corpus.T:
+            places.append(best_places(row, depth))
+            products.append(row[places[-1]])
+    return np.stack(places), np.stack(products)
 
 
 def _kept(place: Path, facts: Mapping[str, Any]) -> Mined | None:

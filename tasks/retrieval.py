@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import statistics
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,16 +21,18 @@ from hanzoo.data.catalogue import is_held_out
 from hanzoo.data.document import Document, Pair, Passage, Query
 from hanzoo.data.files import AtomicFile, expanded
 from hanzoo.data.matching_catalogue import MATCHING_SETS, load_retrieval
+from hanzoo.data.training_items import ItemKind
 from hanzoo.errors import DataError, RunError
 from hanzoo.evaluation.report import results_table, run_card, show_difference, show_interval, show_p
 from hanzoo.evaluation.retrieval import RetrievalScores, mean_of, score_rankings
 from hanzoo.evaluation.significance import Comparison, compare
 from hanzoo.models.cross_encoder import CrossEncoder
 from hanzoo.models.layers.text_matcher import TextMatcher
-from hanzoo.models.model import Matcher, Model, Settings, objective_class, objective_names
+from hanzoo.models.model import Matcher, Model, Settings, objective_names
 from hanzoo.models.search.bm25 import BM25Index
 from hanzoo.models.search.index import Hit, Index, Staged
-from hanzoo.tasks.task import DataSettings, EvaluateSettings, Report, Say, Subject, Task
+from hanzoo.tasks.aiming import aim, note_leaks
+from hanzoo.tasks.task import DataSettings, EvaluateSettings, Report, Say, Subject, Task, extent
 from hanzoo.training.distributed import gather_objects, merge, num_ranks, on_first, share
 from hanzoo.training.trick import Start
 
@@ -194,13 +195,17 @@ class RetrievalTaskData:
         dev, test: queries with their judgements.
         selected: dev as it is searched after each epoch; see `RetrievalDataSettings.dev_passages`.
         known: the set as it was read.
+        items, trained_on, allow_leakage: see `AimedData`.
     """
+
+    items: ItemKind = "matches"
+    allow_leakage = False
 
     def __init__(self, known: RetrievalData, most: int | None = None, dev_passages: int | None = None) -> None:
         if "train" not in known.qrels:
             raise DataError(f"{known.name}: must have qrels/train.tsv to be trained on, but has none. Add it.")
         self.known = known
-        self.name, self.hashes = known.name, known.hashes
+        self.name, self.hashes, self.trained_on = known.name, known.hashes, (known.name,)
         corpus = SearchedCorpus(known.corpus)
         judged = {name: judgements(known, name) for name in known.qrels}
         train, notes = judged["train"], list(known.notes)
@@ -422,12 +427,12 @@ class Retrieval(Task):
         }
 
     def tables(self, data: RetrievalTaskData) -> list[list[dict[str, Any]]]:
-        passages = {"": "corpus", "texts": len(data.known.corpus)} | _extent(
+        passages = {"": "corpus", "texts": len(data.known.corpus)} | extent(
             passage.full_text for passage in data.known.corpus
         )
         rows = [
             {"": f"{name} queries", "texts": len(queries)}
-            | _extent(item.query.text for item in queries)
+            | extent(item.query.text for item in queries)
             | {"relevant passages": _relevant(queries)}
             for name, queries in _splits(data).items()
         ]
@@ -468,7 +473,10 @@ class Retrieval(Task):
     # Training.
 
     def aim(self, model: Matcher, objective: str, settings: Settings, data: RetrievalTaskData) -> None:
-        model.objective = objective_class(objective).build(settings, model, data)
+        aim(model, objective, settings, data)
+
+    def teach(self, teacher: Matcher, student: Matcher, data: RetrievalTaskData) -> None:
+        note_leaks(student, data, teacher.trained_on)
 
     def restrict(self, model: Matcher, data: RetrievalTaskData) -> None:
         """Nothing: a matcher has no labels."""
@@ -521,7 +529,7 @@ class Retrieval(Task):
         return RetrievalReport(
             task=self,
             subject=subject,
-            figures=[{**each.to_json()} for each in scores],
+            figures=[each.to_json() for each in scores],
             scores=scores,
             stage=stage,
             alone=alone,
@@ -622,13 +630,3 @@ def _splits(data: RetrievalTaskData) -> dict[str, JudgedQueries]:
 
 def _relevant(queries: Iterable[JudgedQuery]) -> int:
     return sum(score > 0 for item in queries for score in item.judged.values())
-
-
-def _extent(texts: Iterable[str]) -> dict[str, Any]:
-    lengths = sorted(map(len, texts))
-    return {
-        "characters": sum(lengths),
-        "median length": statistics.median_low(lengths),
-        "95 %": lengths[(len(lengths) - 1) * 95 // 100],
-        "longest": lengths[-1],
-    }

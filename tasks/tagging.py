@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +34,7 @@ from hanzoo.tasks.tagging_report import (
     predict,
     require_same_documents,
 )
-from hanzoo.tasks.task import DataSettings, EvaluateSettings, Say, Subject, Task
+from hanzoo.tasks.task import DataSettings, EvaluateSettings, Say, Subject, Task, extent
 from hanzoo.training.distributed import gather_objects, merge, on_first, share
 from hanzoo.training.trick import Start
 
@@ -153,7 +152,12 @@ class Tagging(Task):
 
     def tables(self, data: TaggingData) -> list[list[dict[str, Any]]]:
         splits = {"train": data.train, "dev": data.dev} | ({"test": data.test} if data.test else {})
-        sentences = [{"split": split} | _extent(documents) for split, documents in splits.items()]
+        sentences = [
+            {"split": split, "sentences": len(documents)}
+            | extent(document.text for document in documents)
+            | {"entities": sum(len(document.spans) for document in documents)}
+            for split, documents in splits.items()
+        ]
         counts = {
             split: Counter(label for document in documents for label in self.classes(document))
             for split, documents in splits.items()
@@ -289,15 +293,3 @@ class Tagging(Task):
 
     def predict(self, model: Tagger, arguments: argparse.Namespace, say: Say) -> int:
         return tag_file(model, arguments, say)
-
-
-def _extent(documents: Sequence[Document]) -> dict[str, Any]:
-    lengths = sorted(len(document.text) for document in documents)
-    return {
-        "sentences": len(lengths),
-        "characters": sum(lengths),
-        "median length": statistics.median_low(lengths),
-        "95 %": lengths[(len(lengths) - 1) * 95 // 100],
-        "longest": lengths[-1],
-        "entities": sum(len(document.spans) for document in documents),
-    }

@@ -17,6 +17,7 @@ A task has no state. Data, models and items are its own: what it takes as `Any` 
 from __future__ import annotations
 
 import argparse
+import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,17 @@ class EvaluateSettings(Settings):
 
     metric: str
     calibrate: bool = True
+
+
+def extent(texts: Iterable[str]) -> dict[str, Any]:
+    """How long texts are, in characters, for the tables of a dry run."""
+    lengths = sorted(map(len, texts))
+    return {
+        "characters": sum(lengths),
+        "median length": statistics.median_low(lengths),
+        "95 %": lengths[(len(lengths) - 1) * 95 // 100],
+        "longest": lengths[-1],
+    }
 
 
 class Data(Protocol):

@@ -37,6 +37,11 @@ def standing_in() -> Iterator[None]:
         _STANDS_IN.reset(before)
 
 
+def is_alone() -> bool:
+    """Whether this process has no other ranks beside it."""
+    return not dist.is_initialized() or dist.get_world_size() == 1
+
+
 @dataclass(frozen=True)
 class SharedBatch:
     """Whose rows are where in the batch of all ranks: those of the first rank, then those of the second, and so on.
@@ -57,7 +62,7 @@ class SharedBatch:
             rows: (rows, ...) of this rank.
         """
         number = 0 if _STANDS_IN.get() else len(rows)
-        if not dist.is_initialized() or dist.get_world_size() == 1:
+        if is_alone():
             return cls((number,), 0)
         counts = _from_all(torch.tensor([number], device=rows.device))
         return cls(tuple(int(count) for count in counts.flatten().tolist()), dist.get_rank())

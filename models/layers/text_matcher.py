@@ -20,6 +20,7 @@ from hanzoo.data.document import Document, Pair, Triple
 from hanzoo.data.movable import Movable
 from hanzoo.data.word_pieces import WordPieces
 from hanzoo.models.layers.encoder import Encoder
+from hanzoo.models.layers.gathering import is_alone
 from hanzoo.models.layers.text_encoder import TextEncoderConfig, TextEncoderModel, TextRows
 from hanzoo.models.model import Draw, Matcher, cut_notes
 
@@ -149,7 +150,7 @@ class TextMatcher(TextEncoderModel, Matcher):
             {} if objective is None else objective.num_units(len(features)),
             tuple(item_ids),
         )
-        if draw is not None and objective is not None:  # here, on the CPU: a step waits for no device
+        if draw is not None and objective is not None and is_alone():  # here, on the CPU: a step waits for no device
             if objective.teaches(batch):
                 objective.num_taught += 1
             else:

@@ -110,6 +110,10 @@ class InfoNCE(Objective):
         objective.matches = known_matches(data.train)
         return objective
 
+    def teaches(self, batch: Any) -> bool:
+        """Whether any row has a negative."""
+        return self.past is not None or not bool(self.known(batch.keys, batch.keys).all())
+
     def views(self, texts: Sequence[NDArray[np.int64]], draw: np.random.Generator | None) -> list[NDArray[np.int64]]:
         """A single text stands twice: its two views differ by dropout, and by what is repeated in the second."""
         if len(texts) > 1:
@@ -200,7 +204,7 @@ class InfoNCE(Objective):
             reverse_false_negatives: (rows, anchors) bool, with `reverse`, as `false_negatives`.
 
         Returns:
-            {"info_nce": (rows,) float32, or float64}. A row whose negatives are all removed is 0 (see `taught`).
+            {"info_nce": (rows,) float32, or float64}. A row whose negatives are all removed is 0.
 
         Raises:
             RecipeError: there is nothing but one positive.
@@ -220,27 +224,12 @@ class InfoNCE(Objective):
             raise ValueError("info_nce: reverse must be left out for one direction. Set both_directions.")
         return {"info_nce": values}
 
-    def taught(
-        self,
-        similarities: Tensor,
-        positives: Tensor | None = None,
-        false_negatives: Tensor | None = None,
-        *,
-        extra: Tensor | None = None,
-        extra_mask: Tensor | None = None,
-    ) -> Tensor:
-        """Which rows have a negative left, (rows,) bool: the others' loss is 0, and is worth counting; see `losses`."""
-        candidates, _, removed = self._candidates(similarities, positives, false_negatives, extra, extra_mask)
-        return torch.ones_like(candidates[:, 0], dtype=torch.bool) if removed is None else (~removed).sum(1) > 1
-
     def divergence(
         self,
         first: Tensor,
         second: Tensor,
         positives: Tensor | None = None,
         false_negatives: Tensor | None = None,
-        *,
-        twins: Tensor | None = None,
     ) -> Mapping[str, Tensor]:
         """Half the sum of both Kullback-Leibler divergences between two passes' distributions over a row's candidates.
 
@@ -249,16 +238,11 @@ class InfoNCE(Objective):
             second: (rows, candidates) float, of the other pass, the same text in the same column.
             positives: (rows,) int64, as in `losses`.
             false_negatives: (rows, candidates) bool, as in `losses`.
-            twins: (rows,) int64, where both passes are in one batch: the column that holds a row's positive in its other
-                pass, which is no candidate of it.
 
         Returns:
             {"info_nce": (rows,) float32, or float64}.
         """
         _, _, removed = self._candidates(first, positives, false_negatives)
-        if twins is not None:
-            removed = torch.zeros_like(first, dtype=torch.bool) if removed is None else removed
-            removed = removed.scatter(1, twins.unsqueeze(1), True)
         one = candidate_log_probabilities(first, self.temperature, removed)
         return {"info_nce": candidate_divergence(one, candidate_log_probabilities(second, self.temperature, removed))}
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from hanzoo.data.document import Pair
-from hanzoo.data.hard_negatives import choose_negatives, highest_scores, known_matches, nearest
+from hanzoo.data.hard_negatives import choose_negatives, highest_scores, known_matches
 from hanzoo.data.randomness import generator
 
 CORPUS = ["甲", "乙", "丙", "丁", "戊", "己"]
@@ -61,22 +59,3 @@ def test_matches_are_known_in_either_order_and_in_any_writing() -> None:
     assert known["Ａb"] == {"ab", "丙", "丁"}
     assert known["丁"] == {"丁", "ab"}
     assert chosen(1, matches=frozenset(known_matches([Pair("x", "“甲”")])["x"])) == ["乙"]
-
-
-@settings(max_examples=30)
-@given(st.integers(1, 9), st.integers(1, 30), st.integers(1, 12), st.integers(1, 4), st.booleans())
-def test_the_nearest_are_those_of_a_full_sort(queries: int, texts: int, depth: int, rows: int, tied: bool) -> None:
-    draw = generator(3, "vectors", queries, texts)
-    vectors = draw.normal(size=(queries + texts, 3)).astype(np.float32)
-    if tied:
-        vectors = vectors.round()
-    one, other = vectors[:queries], vectors[queries:]
-    places, products = nearest(one, other, depth, rows)
-    assert places.shape == (queries, min(depth, texts))
-    for row in range(queries):
-        scores = one[row : row + 1] @ other.T
-        expected = np.argsort(-scores[0], kind="stable")[:depth]
-        if tied:  # whole numbers: the order of summation changes nothing
-            assert places[row].tolist() == expected.tolist()
-        assert np.allclose(products[row], scores[0][expected], atol=1e-5)
-        assert np.allclose(products[row], scores[0][places[row]], atol=1e-5)

@@ -318,7 +318,7 @@ def test_bad_pairs_get_one_error(
     ("change", "said"),
     [
         ({"data": {"most": 1}}, "the pairs that are trained on must have two labels at least, but all have 0"),
-        ({"objective": {"name": "info_nce"}}, "info_nce must have matches or triples or texts to learn from, but data.items is"),
+        ({"objective": {"name": "info_nce"}}, "to learn from, but the data's items are pairs"),
         ({"objective": {"name": "arccse"}}, "Set data.items=texts, or take another objective: binary, cosent, softmax"),
         ({"objective": {"name": "triplet"}}, "Set data.items=triples"),
         ({"data": {"items": "texts"}, "objective": {"name": "cosent"}}, "take another objective: arccse, info_nce"),
@@ -528,7 +528,7 @@ def test_negatives_are_found_kept_and_used_again(
             build.train(path, run=tmp_path / "cut")
     found = contents(tmp_path / "cut" / "negatives")
     with monkeypatch.context() as patch:
-        patch.setattr("hanzoo.tasks.mining.nearest", None)
+        patch.setattr("hanzoo.tasks.mining._nearest", None)
         again = build.train(path, run=tmp_path / "cut", resume=True)
     assert again["weights_sha256"] == results["weights_sha256"]
     assert contents(tmp_path / "cut" / "negatives") == found

@@ -269,3 +269,13 @@ def test_a_wrong_section_is_one_error() -> None:
     sections["evaluate"] = {"metric": "spearman"}
     with pytest.raises(RecipeError, match=r"evaluate\.metric"):
         check_recipe(sections, name="x", place="x")
+
+
+def test_an_objective_that_learns_nothing_from_matches_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path / "places.yaml", recipe_of(folder) | {"objective": {"name": "cosent"}})
+    assert cli.train([str(recipe), "--run", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "cosent must have pairs to learn from, but the data's items are matches" in said
+    assert not (tmp_path / "run").exists()
