@@ -202,7 +202,9 @@ class ColBERT(TextMatcher):
         pieces[written] = np.concatenate([row.pieces for row in rows])
         scored[written] = np.concatenate([row.scored for row in rows])
         attended = columns < np.array([row.attended for row in rows])[:, None]
-        return TokenRows(*map(torch.from_numpy, (pieces, attended, scored)))
+        return TokenRows(
+            torch.from_numpy(pieces), torch.from_numpy(attended), tuple(lengths.tolist()), torch.from_numpy(scored)
+        )
 
     def rows_of_views(self, views: Sequence[Sequence[NDArray[np.int64]]]) -> TokenRows:
         queries, *documents = views

@@ -151,7 +151,9 @@ class CrossEncoder(TextMatcher):
         pieces = np.full(mask.shape, subwords.padding, dtype=np.int64)
         kinds = np.zeros(mask.shape, dtype=np.int64)
         pieces[mask], kinds[mask] = np.concatenate(rows), np.concatenate(types)
-        return PairRows(*map(torch.from_numpy, (pieces, mask, kinds)))
+        return PairRows(
+            torch.from_numpy(pieces), torch.from_numpy(mask), tuple(lengths.tolist()), torch.from_numpy(kinds)
+        )
 
     def rows_of_views(self, views: Sequence[Sequence[NDArray[np.int64]]]) -> PairRows:
         first, *others = views

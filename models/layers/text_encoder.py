@@ -1,8 +1,9 @@
 """Whole texts through a pretrained encoder, as its own tokenizer cuts them: what every matcher reads.
 
-A batch's texts are rows of one pass, whatever they are to each other. In training a batch that is too large for the memory is
-read a few rows at a time, and each part is read again on the way back (gradient checkpointing; Chen et al. 2016): the gradient is
-that of the whole batch, in which all rows are each other's negatives, and the memory that of a part.
+A batch's texts are rows, whatever they are to each other; in training short and long ones (questions, articles) are read in passes
+of their own. A batch that is too large for the memory is read a few rows at a time, and each part is read again on the way back
+(gradient checkpointing; Chen et al. 2016): the gradient is that of the whole batch, in which all rows are each other's negatives,
+and the memory that of a part.
 
 Source: GradCache, Gao et al. 2021, for what it is good for.
 Differs: there the vectors are cached and the loss's gradient is carried over by hand; here the graph does it, so that attacks,
@@ -13,7 +14,7 @@ Cost: with parts one more forward pass of the encoder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
@@ -22,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 from hanzoo.data.movable import Movable
@@ -33,6 +35,7 @@ from hanzoo.models.layers.pooling import cls_pooling, first_last_pooling, mean_p
 from hanzoo.models.model import AttackPoint
 
 Pooling = Literal["mean", "cls", "pooler", "first_last"]
+WORTH_A_PASS = 0.75  # of what one pass would read, padding included: several must read less
 Head = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 
 
@@ -57,10 +60,12 @@ class TextRows(Movable):
     Attributes:
         pieces: (rows, seq) int64, [CLS] pieces [SEP] each.
         mask: (rows, seq) bool, True = real, a prefix of each row.
+        lengths: (rows,) the columns of each row that are more than padding.
     """
 
     pieces: Tensor
     mask: Tensor
+    lengths: tuple[int, ...]
 
     @property
     def inputs(self) -> Mapping[str, Tensor]:
@@ -73,31 +78,54 @@ class TextRows(Movable):
 
 
 def in_parts(encoder: Encoder, rows: TextRows, head: Head, rows_at_once: int | None) -> Tensor:
-    """What `head` makes of rows, read a few at a time.
+    """What `head` makes of rows; in training rows of like length are read together, so that less padding is.
 
     Args:
         encoder: whose piece embeddings are looked up.
         rows: of the batch.
-        head: from a mask and the encoder's input, as `Encoder.read` takes them, to a tensor with a line a row.
+        head: from a mask and the encoder's input, as `Encoder.read` takes them, to a tensor with a line a row: (rows,),
+            (rows, width) or, piece by piece, (rows, seq, width).
         rows_at_once: in training, see `TextEncoderConfig`; without gradients as many as PIECES_A_PASS holds.
     """
-
-    def parts(size: int, first: Tensor, name: str) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        given = {name: first, **rows.inputs}
-        for start in range(0, len(rows.mask), size):
-            part = slice(start, start + size)
-            yield rows.mask[part], {key: tensor[part] for key, tensor in given.items()}
-
     if not torch.is_grad_enabled():
         few = max(1, PIECES_A_PASS // rows.mask.shape[1])
-        return torch.cat([head(*part) for part in parts(few, rows.pieces, "input_ids")])
-    if rows_at_once is None or len(rows.mask) <= rows_at_once:
+        given = {"input_ids": rows.pieces, **rows.inputs}
+        parts = [slice(start, start + few) for start in range(0, len(rows.mask), few)]
+        return torch.cat([head(rows.mask[part], {key: it[part] for key, it in given.items()}) for part in parts])
+    again = rows_at_once is not None and len(rows.mask) > rows_at_once
+    groups = of_like_length(rows.lengths, rows_at_once)
+    if len(groups) == 1:
         return head(rows.mask, {"input_ids": rows.pieces, **rows.inputs})
-    embedded = encoder.table(rows.pieces)
-    # dropout draws the same numbers when a part is read again: checkpoint puts the generators back
-    return torch.cat(
-        [checkpoint(head, *part, use_reentrant=False) for part in parts(rows_at_once, embedded, "inputs_embeds")]
-    )
+    seq = rows.mask.shape[1]
+    given = {"inputs_embeds": encoder.table(rows.pieces), **rows.inputs}
+    made = []
+    for group in groups:
+        place = torch.tensor(group, device=rows.mask.device)
+        columns = min(seq, rounded(max(rows.lengths[row] for row in group)))
+        part = (rows.mask[place, :columns], {key: it[place, :columns] for key, it in given.items()})
+        # dropout draws the same numbers when a part is read again: checkpoint puts the generators back
+        found = checkpoint(head, *part, use_reentrant=False) if again else head(*part)
+        made.append(F.pad(found, (0, 0, 0, seq - columns)) if found.ndim == 3 else found)
+    order = torch.tensor([row for group in groups for row in group], device=rows.mask.device)
+    return torch.cat(made)[order.argsort()]
+
+
+def of_like_length(lengths: Sequence[int], most: int | None) -> list[list[int]]:
+    """The rows that are read together: none is less than half as long as another, unless one pass has little more to read.
+
+    Args:
+        lengths: of the rows.
+        most: rows that are read together; None = any number.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    groups: list[list[int]] = []
+    for row in order:
+        if not groups or 2 * lengths[row] < lengths[groups[-1][0]] or len(groups[-1]) == most:
+            groups.append([])
+        groups[-1].append(row)
+    read = sum(len(group) * lengths[group[0]] for group in groups)
+    fits = most is None or len(order) <= most
+    return [order] if fits and read > WORTH_A_PASS * len(order) * lengths[order[0]] else groups
 
 
 def text_vectors(encoder: Encoder, rows: TextRows, pooling: Pooling, rows_at_once: int | None = None) -> Tensor:
@@ -160,7 +188,7 @@ class TextEncoderModel(PretrainedModel):
         pieces = np.full(mask.shape, self.subwords.padding, dtype=np.int64)
         ends = [[self.subwords.first], [self.subwords.last]]
         pieces[mask] = np.concatenate([part for text in texts for part in (ends[0], text, ends[1])])
-        return TextRows(torch.from_numpy(pieces), torch.from_numpy(mask))
+        return TextRows(torch.from_numpy(pieces), torch.from_numpy(mask), tuple(lengths.tolist()))
 
     def _columns(self, longest: int) -> int:
         limit = self.encoder.max_length

@@ -156,9 +156,61 @@ def test_the_gradient_of_chunks_that_are_read_again(cls: type[Any], size: int, m
 
     monkeypatch.setattr(text_encoder, "checkpoint", plainly)
     once = gradients(1)
-    assert len(calls) == -(-(len(PAIRS) if cls is CrossEncoder else 2 * len(PAIRS)) // size)
+    rows = len(PAIRS) if cls is CrossEncoder else 2 * len(PAIRS)
+    assert len(calls) >= -(-rows // size)
+    assert all(len(mask) <= size for mask, _ in calls)
+    assert sum(len(mask) for mask, _ in calls) == rows
     assert torch.allclose(again, once, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(again, gradients(2), rtol=1e-2, atol=1e-4)  # dropout was on
+
+
+# Rows of like length.
+
+
+@every_matcher
+def test_short_and_long_rows_are_read_apart(cls: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[list[int]] = []
+
+    def gradients() -> tuple[torch.Tensor, torch.Tensor]:
+        reseed(1, "weights")
+        model = learning(cls, **({"dropout": 0.0} if cls is CrossEncoder else {}), encoder_dropout=0.0)
+        read = model.encoder.read
+        shapes.append([])
+
+        def seen(mask: torch.Tensor, **inputs: Any) -> Any:
+            shapes[-1].append(mask.shape[1])
+            return read(mask, **inputs)
+
+        monkeypatch.setattr(model.encoder, "read", seen)
+        batch = batch_of(model, [*DATA.train, Pair("好", "坏", label=1.0), Pair("雨", "下", label=0.0)])
+        losses = model.losses(model(batch), batch)
+        torch.stack([values.sum() for values in losses.values()]).sum().backward()
+        found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        return torch.cat([values.detach().flatten() for values in losses.values()]), found
+
+    apart = gradients()
+    monkeypatch.setattr(text_encoder, "WORTH_A_PASS", 0.0)
+    together = gradients()
+    assert len(shapes[0]) > 1
+    assert min(shapes[0]) < max(shapes[0])
+    assert shapes[1] == [max(shapes[0])]
+    for one, other in zip(apart, together, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "most", "groups"),
+    [
+        ((9, 8, 7), None, [[0, 1, 2]]),
+        ((5, 40, 6, 39), None, [[1, 3], [2, 0]]),
+        ((40, 40, 40, 5), None, [[0, 1, 2, 3]]),  # a pass of its own saves little
+        ((9, 8, 7), 2, [[0, 1], [2]]),
+        ((40, 5, 40), 2, [[0, 2], [1]]),
+        ((7,), 1, [[0]]),
+    ],
+)
+def test_which_rows_are_read_together(lengths: tuple[int, ...], most: int | None, groups: list[list[int]]) -> None:
+    assert text_encoder.of_like_length(lengths, most) == groups
 
 
 # Views.
