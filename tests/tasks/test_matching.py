@@ -319,7 +319,7 @@ def test_bad_pairs_get_one_error(
     [
         ({"data": {"most": 1}}, "the pairs that are trained on must have two labels at least, but all have 0"),
         ({"objective": {"name": "info_nce"}}, "to learn from, but the data's items are pairs"),
-        ({"objective": {"name": "arccse"}}, "Set data.items=texts where the data has them, or take another objective: binary, cosent, softmax"),
+        ({"objective": {"name": "arccse"}}, "texts where the data has them, or take another objective: binary, cosent, softmax"),
         ({"objective": {"name": "triplet"}}, "Set data.items=triples"),
         ({"data": {"items": "texts"}, "objective": {"name": "cosent"}}, "take another objective: arccse, info_nce"),
         ({"train": {"accumulation": 2}}, "train.accumulation must be 1 with the objective cosent, but is 2"),
