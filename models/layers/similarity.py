@@ -52,6 +52,40 @@ def candidate_log_probabilities(scores: Tensor, temperature: float, removed: Ten
     return logits.log_softmax(-1)
 
 
+def removed_candidates(
+    similarities: Tensor, positives: Tensor | None, false_negatives: Tensor | None, name: str
+) -> tuple[Tensor, Tensor | None]:
+    """The column of each row's positive, and which candidates are none, among which the own positive never is.
+
+    Args:
+        similarities: (rows, candidates) float.
+        positives: (rows,) int64, the column of each row's positive; None = row i's is column i.
+        false_negatives: (rows, candidates) bool, True = no negative for this row.
+        name: of the objective, for errors.
+
+    Returns:
+        (rows,) int64, and (rows, candidates) bool; None = all are candidates.
+
+    Raises:
+        ValueError: a shape is wrong.
+    """
+    rows, candidates = similarities.shape
+    if positives is None:
+        if candidates < rows:
+            raise ValueError(f"{name}: candidates must be at least {rows}, one a row, but are {candidates}.")
+        positives = torch.arange(rows, device=similarities.device)
+    if false_negatives is None:
+        return positives, None
+    require_shape(false_negatives, (rows, candidates), f"{name}: false_negatives")
+    return positives, false_negatives.scatter(1, positives.unsqueeze(1), False)
+
+
+def require_shape(tensor: Tensor, shape: tuple[int, ...], name: str) -> None:
+    """Raise ValueError unless a tensor has a shape."""
+    if tensor.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, but has {tuple(tensor.shape)}.")
+
+
 def candidate_divergence(first: Tensor, second: Tensor) -> Tensor:
     """Half the sum of both Kullback-Leibler divergences of two rows of log-probabilities.
 

@@ -24,7 +24,12 @@ from hanzoo.data.masking import masked, nested_spans
 from hanzoo.data.training_items import ItemKind
 from hanzoo.errors import RecipeError
 from hanzoo.models.layers.gathering import SharedBatch
-from hanzoo.models.layers.similarity import at_least_float32, candidate_divergence, candidate_log_probabilities
+from hanzoo.models.layers.similarity import (
+    at_least_float32,
+    candidate_divergence,
+    candidate_log_probabilities,
+    removed_candidates,
+)
 from hanzoo.models.model import Comparison, Matcher, Objective, Settings
 
 _LEAST_SQUARED_SINE = 2e-6  # the gradient of the sine grows without bound where two vectors are one
@@ -238,21 +243,10 @@ def _candidates(
     cosines: Tensor, positives: Tensor | None, false_negatives: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """The columns of the rows' positives, (rows, 1), and what is removed."""
-    rows, candidates = cosines.shape
-    if candidates < 2:
+    if cosines.shape[1] < 2:
         raise RecipeError(
             "arccse: a batch must hold 2 candidates or more, but holds 1: a row alone teaches nothing. "
             "Raise train.batch_size."
         )
-    if positives is None:
-        if candidates < rows:
-            raise ValueError(f"arccse: candidates must be at least {rows}, one a row, but are {candidates}.")
-        positives = torch.arange(rows, device=cosines.device)
-    places = positives.unsqueeze(1)
-    if false_negatives is None:
-        return places, None
-    if false_negatives.shape != cosines.shape:
-        raise ValueError(
-            f"arccse: false_negatives must have shape {tuple(cosines.shape)}, but has {tuple(false_negatives.shape)}."
-        )
-    return places, false_negatives.scatter(1, places, False)
+    positives, removed = removed_candidates(cosines, positives, false_negatives, "arccse")
+    return positives.unsqueeze(1), removed

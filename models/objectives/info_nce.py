@@ -31,7 +31,12 @@ from hanzoo.models.layers.past_vectors import (
     MomentumQueueSettings,
     PastVectors,
 )
-from hanzoo.models.layers.similarity import candidate_divergence, candidate_log_probabilities
+from hanzoo.models.layers.similarity import (
+    candidate_divergence,
+    candidate_log_probabilities,
+    removed_candidates,
+    require_shape,
+)
 from hanzoo.models.layers.text_matcher import text_number, texts_of
 from hanzoo.models.model import Comparison, Matcher, Objective, Settings
 
@@ -260,16 +265,9 @@ class InfoNCE(Objective):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """All candidates of the rows, (rows, all), the positives' columns, and what is removed."""
         rows, candidates = similarities.shape
-        if positives is None:
-            if candidates < rows:
-                raise ValueError(f"info_nce: candidates must be at least {rows}, one a row, but are {candidates}.")
-            positives = torch.arange(rows, device=similarities.device)
-        removed = None
-        if false_negatives is not None:
-            _require(false_negatives, "false_negatives", (rows, candidates))
-            removed = false_negatives.scatter(1, positives.unsqueeze(1), False)
+        positives, removed = removed_candidates(similarities, positives, false_negatives, "info_nce")
         if extra is not None:
-            _require(extra, "extra", (rows, extra.shape[-1]))
+            require_shape(extra, (rows, extra.shape[-1]), "info_nce: extra")
             similarities = torch.cat([similarities, extra.to(similarities.dtype)], dim=1)
             if removed is not None or extra_mask is not None:
                 if removed is None:
@@ -339,8 +337,3 @@ def with_repetition(text: NDArray[np.int64], share: float, draw: np.random.Gener
     times = np.ones(len(text), dtype=np.int64)
     times[twice] = 2
     return np.repeat(text, times)
-
-
-def _require(tensor: Tensor, name: str, shape: tuple[int, ...]) -> None:
-    if tensor.shape != shape:
-        raise ValueError(f"info_nce: {name} must have shape {shape}, but has {tuple(tensor.shape)}.")
