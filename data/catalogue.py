@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from hanzoo.data.document import Document, Span
 from hanzoo.data.files import expanded
@@ -26,6 +26,8 @@ from hanzoo.data.schemes import LABEL_RULE, detect_scheme, is_label
 from hanzoo.errors import DataError, RecipeError, nearest
 
 Split = Literal["train", "dev", "test"]
+Item = TypeVar("Item")
+
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 
 HELD_OUT_PARTS = 10
@@ -114,17 +116,15 @@ DATA_SETS: Mapping[str, DataSet] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True)
-class TaggingData:
-    """A data set for taggers, read and checked.
+@dataclass(frozen=True, kw_only=True)
+class SplitData(Generic[Item]):
+    """A data set in its splits, read and checked.
 
     Attributes:
         name: what a figure is filed under: the name asked for if the counts are the official ones, else another.
-        view: the view taken ("" = all labels).
-        train, dev: documents with gold; dev is what is selected on.
-        test: documents with gold that are reported on; None where no labels are known.
-        unlabelled: the official test without labels, for a submission; empty if there is none.
-        labels: the labels of train, sorted.
+        train, dev: items with gold; dev is what is selected on.
+        test: items with gold that are reported on; None where no labels are known.
+        unlabelled: the official test without labels; empty if there is none.
         hashes: file name to the sha256 of its content (of the plain text, where it lies gzipped).
         notes: all a person should be told, one sentence each.
         official: whether all splits have the official counts.
@@ -133,12 +133,10 @@ class TaggingData:
     """
 
     name: str
-    view: str
-    train: tuple[Document, ...]
-    dev: tuple[Document, ...]
-    test: tuple[Document, ...] | None
-    unlabelled: tuple[Document, ...]
-    labels: tuple[str, ...]
+    train: tuple[Item, ...]
+    dev: tuple[Item, ...]
+    test: tuple[Item, ...] | None
+    unlabelled: tuple[Item, ...]
     hashes: Mapping[str, str]
     notes: tuple[str, ...]
     official: bool
@@ -154,7 +152,7 @@ class TaggingData:
         reported = self.dev_source if self.test is None else self.test_source
         return f"selected on {self.dev_source}, reported on {reported}"
 
-    def split(self, name: str) -> tuple[Document, ...]:
+    def split(self, name: str) -> tuple[Item, ...]:
         """Return train, dev or test.
 
         Raises:
@@ -164,8 +162,21 @@ class TaggingData:
             raise DataError(f"split: must be one of {', '.join(SPLITS)}, but is {name!r}.{nearest(name, SPLITS)}")
         if name == "test" and self.test is None:
             raise DataError(f"{self.name}: a test set with labels must be known, but is not. Use the split dev.")
-        documents: tuple[Document, ...] = getattr(self, name)
-        return documents
+        items: tuple[Item, ...] = getattr(self, name)
+        return items
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaggingData(SplitData[Document]):
+    """A data set for taggers: documents with their entities. See `SplitData`.
+
+    Attributes:
+        view: the view taken ("" = all labels).
+        labels: the labels of train, sorted.
+    """
+
+    view: str
+    labels: tuple[str, ...]
 
 
 def is_held_out(text: str, parts: int = HELD_OUT_PARTS) -> bool:

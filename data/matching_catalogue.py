@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from hanzoo.data.beir import CORPUS, RetrievalData, read_beir
-from hanzoo.data.catalogue import SPLITS, Split, find_file, is_held_out, plain_sha256
+from hanzoo.data.catalogue import SPLITS, Split, SplitData, find_file, is_held_out, plain_sha256
 from hanzoo.data.document import Pair, Triple
 from hanzoo.data.files import expanded
 from hanzoo.data.leakage import leakage
@@ -242,56 +242,15 @@ MATCHING_SETS: Mapping[str, MatchingSet] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True)
-class PairData:
-    """Pairs for training and evaluation, read and checked.
+@dataclass(frozen=True, kw_only=True)
+class PairData(SplitData[Pair]):
+    """Pairs for training and evaluation. See `SplitData`.
 
     Attributes:
-        name: what a figure is filed under: the name asked for if the counts are the official ones, else another.
         scale: what the labels mean.
-        train, dev: pairs with labels; dev is what is selected on.
-        test: pairs with labels that are reported on; None where no labels are known.
-        unlabelled: the official test without labels; empty if there is none.
-        hashes: file name to the sha256 of its content (of the plain text, where it lies gzipped).
-        notes: all a person should be told, one sentence each.
-        official: whether all splits have the official counts.
-        dev_source, test_source: where the two come from: "dev", "test", "10 % of train", the name of a file of one's own, "none".
-        licence, source, cite: facts of a named data set, else "".
     """
 
-    name: str
     scale: Scale
-    train: tuple[Pair, ...]
-    dev: tuple[Pair, ...]
-    test: tuple[Pair, ...] | None
-    unlabelled: tuple[Pair, ...]
-    hashes: Mapping[str, str]
-    notes: tuple[str, ...]
-    official: bool
-    dev_source: str
-    test_source: str
-    licence: str = ""
-    source: str = ""
-    cite: str = ""
-
-    @property
-    def protocol(self) -> str:
-        """What is selected and reported on, as it stands beside a figure."""
-        reported = self.dev_source if self.test is None else self.test_source
-        return f"selected on {self.dev_source}, reported on {reported}"
-
-    def split(self, name: str) -> tuple[Pair, ...]:
-        """Return train, dev or test.
-
-        Raises:
-            DataError: the split is unknown, or has no labels.
-        """
-        if name not in SPLITS:
-            raise DataError(f"split: must be one of {', '.join(SPLITS)}, but is {name!r}.{nearest(name, SPLITS)}")
-        if name == "test" and self.test is None:
-            raise DataError(f"{self.name}: a test set with labels must be known, but is not. Use the split dev.")
-        pairs: tuple[Pair, ...] = getattr(self, name)
-        return pairs
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,10 @@ PAIRS = tuple(
 def matching_data(train: Sequence[Any] = PAIRS, dev: Sequence[Pair] = PAIRS[:6]) -> MatchingData:
     """A data set of a few pairs."""
     scale = SCALES["binary"]
-    pairs = PairData("tiny", scale, PAIRS, tuple(dev), None, (), {"tiny": "0"}, (), False, "dev", "none")
+    pairs = PairData(
+        name="tiny", scale=scale, train=PAIRS, dev=tuple(dev), test=None, unlabelled=(), hashes={"tiny": "0"}, notes=(),
+        official=False, dev_source="dev", test_source="none",
+    )  # fmt: skip
     return MatchingData(pairs, "pairs", tuple(train), {"tiny": "0"}, (), ("tiny",))
 
 
