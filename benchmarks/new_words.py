@@ -4,7 +4,11 @@
 
 The names and their sentences are in `new_words.json`, written before any model was asked. Refused where a name is in the run's
 train or in its lexicon. A name is found where one of the entities has exactly its place; its label is said beside it. Each
-sentence is tagged before and after all ten names were added, and the entities of all other places are counted in both.
+sentence is tagged before and after all ten names were added, and the entities of all other places are counted in both: once they
+are added as words alone (`lexicon.add(names)`), once with what they are (`lexicon.add(names, kinds=...)`: all are games).
+
+entities of dev   the same with all entities of dev that are no words of the lexicon, a dictionary that knows them all: recall of
+                  these entities, and F1 of dev, before, added as words, added with their labels
 
 A word that a text does not hold changes nothing: the emissions of 200 sentences of dev that hold none of the names must be the same
 to the bit before and after. The control: those of the ten sentences must not be.
@@ -27,7 +31,7 @@ sys.path.insert(0, str(ROOT))  # a checkout that is not installed works too
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from hanzoo.build import load, load_data  # noqa: E402
+from hanzoo.build import commit, load, load_data  # noqa: E402
 from hanzoo.data.document import Document  # noqa: E402
 from hanzoo.errors import RunError  # noqa: E402
 from hanzoo.models.model import Tagger  # noqa: E402
@@ -57,12 +61,15 @@ def emissions(model: Tagger, texts: Sequence[str]) -> list[Tensor]:
     return [model(model.collate([model.featurize(Document(text))])) for text in texts]
 
 
-def measure(model: Tagger, cases: Sequence[dict[str, str]], untouched: Sequence[str]) -> dict[str, Any]:
+def measure(
+    model: Tagger, cases: Sequence[dict[str, str]], untouched: Sequence[str], with_kinds: bool
+) -> dict[str, Any]:
     """Names found before and after, and whether what holds none of them is the same to the bit."""
     assert model.lexicon is not None
     texts = [case["text"] for case in cases]
     (before, others_before), still, moved = found(model, cases), emissions(model, untouched), emissions(model, texts)
-    added = model.lexicon.add([case["word"] for case in cases])
+    kinds = [case["kind"] for case in cases] if with_kinds else None
+    added = model.lexicon.add([case["word"] for case in cases], kinds=kinds)
     assert added == len(cases)
     (after, others_after), still_after, moved_after = (
         found(model, cases),
@@ -71,12 +78,37 @@ def measure(model: Tagger, cases: Sequence[dict[str, str]], untouched: Sequence[
     )
     assert all(not torch.equal(one, other) for one, other in zip(moved, moved_after, strict=True)), "no word was seen"
     return {
+        "found_before": len(before),
+        "found_after": len(after),
         "before": before,
         "after": after,
         "other_entities": [others_before, others_after],
         "untouched": len(untouched),
         "untouched_equal": all(torch.equal(one, other) for one, other in zip(still, still_after, strict=True)),
     }
+
+
+def entities_of_dev(run: Path, dev: Sequence[Document]) -> dict[str, Any]:
+    """Recall of the entities of dev that the lexicon lacks, and F1 of dev, without them, with them, and with their labels."""
+    plain, as_words, with_labels = models = [load(run) for _ in range(3)]
+    labels: dict[str, str] = {}
+    lacking = set()
+    for number, document in enumerate(dev):
+        for span in document.spans:
+            word = document.text[span.start : span.end]
+            if len(word) > 1 and word not in plain.lexicon:
+                labels.setdefault(word, span.label)
+                lacking.add((number, span.start, span.end, span.label))
+    as_words.lexicon.add(list(labels))
+    with_labels.lexicon.add(list(labels), kinds=list(labels.values()))
+    gold = {(number, *span) for number, document in enumerate(dev) for span in document.spans}
+    table: dict[str, Any] = {"words": len(labels), "entities": len(lacking), "recall": [], "f1": []}
+    for model in models:
+        tagged = model.predict([document.text for document in dev])
+        said = {(number, e.start, e.end, e.label) for number, text in enumerate(tagged) for e in text.entities}
+        table["recall"].append(len(said & lacking) / len(lacking))
+        table["f1"].append(2 * len(said & gold) / (len(said) + len(gold)))
+    return table
 
 
 def main() -> None:
@@ -102,13 +134,19 @@ def main() -> None:
         for document in data.dev
         if document.text and not any(case["word"] in document.text for case in cases)
     ]
-    measured = measure(model, cases, untouched[:UNTOUCHED])
-    print(f"{'name':12}{'before':>14}{'after':>14}")
+    as_words = measure(model, cases, untouched[:UNTOUCHED], False)
+    with_kinds = measure(load(options.run), cases, untouched[:UNTOUCHED], True)
+    print(f"{'name':12}{'before':>14}{'as a word':>14}{'as a game':>14}")
     for case in cases:
-        word = case["word"]
-        print(f"{word:12}{measured['before'].get(word, '-'):>14}{measured['after'].get(word, '-'):>14}")
+        columns = (as_words["before"], as_words["after"], with_kinds["after"])
+        print(f"{case['word']:12}" + "".join(f"{column.get(case['word'], '-'):>14}" for column in columns))
+    of_dev = entities_of_dev(options.run, data.dev)
+    print(f"{of_dev['entities']:,} entities of dev that are no words, before / as words / with labels:")
+    for figure in ("recall", "f1"):
+        print(f"{figure:12}" + "".join(f"{100 * value:14.2f}" for value in of_dev[figure]))
     line = {"benchmark": "new_words", "asked": {"after": 8, "before": 3}, "model": recipe.name, "words": len(cases)}
-    line |= {"found_before": len(measured["before"]), "found_after": len(measured["after"]), **measured}
+    line |= {"kind_rate": recipe.model.kind_rate, "commit": commit()}
+    line |= {"as_words": as_words, "with_kinds": with_kinds, "entities_of_dev": of_dev}
     text = json.dumps(line, ensure_ascii=False)
     if options.save:
         RESULTS.write_text(text + "\n", encoding="utf-8")

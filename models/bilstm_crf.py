@@ -29,6 +29,7 @@ from hanzoo.models.layers.character_tables import (
     CharacterConfig,
     CharacterFeatures,
     CharacterTables,
+    draws_of,
     hide,
     pad_rows,
     scaled_vectors,
@@ -148,7 +149,7 @@ class BiLSTMCRF(CharacterTables, CRFTagger):
         character_ids = pad_rows((item.characters for item in features), mask)
         bigram_ids = pad_rows((item.bigrams for item in features), mask) if self.bigrams is not None else None
         tables = [ids for ids in (character_ids, bigram_ids) if ids is not None]
-        hide(tables, [mask] * len(tables), self.config.unknown_rate, draw, item_ids)
+        hide(tables, [mask] * len(tables), self.config.unknown_rate, draws_of(draw, item_ids))
         return CharacterBatch(
             torch.from_numpy(character_ids),
             None if bigram_ids is None else torch.from_numpy(bigram_ids),

@@ -202,26 +202,28 @@ def pad_rows(rows: Iterable[NDArray[np.int64]], mask: NDArray[np.bool_]) -> NDAr
     return padded
 
 
+def draws_of(draw: Draw | None, item_ids: Sequence[int]) -> list[np.random.Generator]:
+    """One generator an item; none outside of training, where nothing is drawn."""
+    return [] if draw is None else [draw(item) for item in item_ids]
+
+
 def hide(
     tables: Sequence[NDArray[np.int64]],
     masks: Sequence[NDArray[np.bool_]],
     rate: float,
-    draw: Draw | None,
-    item_ids: Sequence[int],
+    draws: Sequence[np.random.Generator],
 ) -> None:
-    """Put "unknown" in the place of a share of the ids, in place; nothing where `draw` is None.
+    """Put "unknown" in the place of a share of the ids, in place; nothing where there are no draws.
 
     Args:
         tables: (batch, columns) ids each, drawn for in this order.
         masks: of each table, True = real, a prefix of each row.
         rate: the share.
-        draw: gives one generator an item.
-        item_ids: of the rows.
+        draws: one generator an item.
     """
-    if draw is None or not rate:
+    if not rate:
         return
-    for row, item_id in enumerate(item_ids):
-        generator = draw(item_id)
+    for row, generator in enumerate(draws):
         for ids, mask in zip(tables, masks, strict=True):
             length = int(mask[row].sum())
             ids[row, :length][generator.random(length) < rate] = UNKNOWN

@@ -11,7 +11,7 @@ Cost: see `relative_position.py`; time grows with characters x (characters + wor
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -27,7 +27,7 @@ from hanzoo.data.document import Document
 from hanzoo.data.lattice import Lattice
 from hanzoo.data.lexicon import Lexicon, coverage, read_words, words_of
 from hanzoo.data.schemes import TagSet, flatten
-from hanzoo.data.vocabulary import NUM_SPECIAL, Vocabulary
+from hanzoo.data.vocabulary import NUM_SPECIAL, UNKNOWN, Vocabulary
 from hanzoo.data.windows import rounded
 from hanzoo.errors import RecipeError
 from hanzoo.models.layers.character_tables import (
@@ -36,6 +36,7 @@ from hanzoo.models.layers.character_tables import (
     CharacterConfig,
     CharacterFeatures,
     CharacterTables,
+    draws_of,
     hide,
     pad_rows,
     scaled_vectors,
@@ -68,6 +69,8 @@ class FlatConfig(CharacterConfig, CRFHeadConfig):
         dropout_feed_forward: inside and behind the sublayers.
         dropout_attention: of attention weights.
         dropout_hidden: variational dropout before the emissions.
+        kind_rate: share of the entities that are read in training as if somebody had added them to the lexicon with their label as
+            their kind; words that are added so to a trained model are then read as these were. 0 = a kind says nothing.
     """
 
     lexicon: list[str] = Field(default_factory=list)
@@ -87,6 +90,7 @@ class FlatConfig(CharacterConfig, CRFHeadConfig):
     dropout_feed_forward: float = Field(default=0.15, ge=0.0, lt=1.0)
     dropout_attention: float = Field(default=0.0, ge=0.0, lt=1.0)
     dropout_hidden: float = Field(default=0.3, ge=0.0, lt=1.0)
+    kind_rate: float = Field(default=0.0, ge=0.0, lt=1.0)
 
 
 class FlatDescription(TaggerDescription):
@@ -112,11 +116,13 @@ class LatticeFeatures(CharacterFeatures):
         starts: (words,) int64, index of the first character.
         ends: (words,) int64, index behind the last.
         words: (words,) int64 rows.
+        entities: (entities, 3) int64, first character, the one behind the last, label: the gold.
     """
 
     starts: NDArray[np.int64]
     ends: NDArray[np.int64]
     words: NDArray[np.int64]
+    entities: NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,10 +132,12 @@ class LatticeBatch(CharacterBatch):
     Attributes:
         words: (batch, words) int64, 0 = padding.
         positions: of characters and words.
+        kinds: (batch, words) int64, the label that a word is read as; -1 = it is read as itself. None = all are.
     """
 
     words: Tensor
     positions: Lattice
+    kinds: Tensor | None = None
 
 
 class FlatLayer(nn.Module):
@@ -213,6 +221,7 @@ class FlatTagger(CharacterTables, CRFTagger):
         )
         self.words = WordTable(NUM_SPECIAL + num_found, dimensions[2], lexicon.num_ids - num_found)
         self.composer = WordComposer(len(vocabularies[0]), dimensions[2])
+        self.kinds = nn.Embedding(len(tag_set.labels), dimensions[2]) if config.kind_rate else None
         self.character_projection = nn.Linear(width + beside, config.width)
         self.word_projection = nn.Linear(dimensions[2], config.width)
         self.layers = nn.ModuleList(FlatLayer(config) for _ in range(config.num_layers))
@@ -256,6 +265,7 @@ class FlatTagger(CharacterTables, CRFTagger):
         model.initialise_tables(starts)
         start = torch.cat([model.characters.weight.detach(), model.characters.frozen.float()])
         model.words.initialise(starting_rows(lexicon, num_found, vectors, model.composer, vocabularies[0], start))
+        model._initialise_kinds()
         model.weigh_classes(data.train)
         model.inputs = {source.name: source.sha256 for source in sources}
         notes = [note for source in sources for note in source.notes]
@@ -288,6 +298,7 @@ class FlatTagger(CharacterTables, CRFTagger):
         places = [np.arange(NUM_SPECIAL), np.array(order, dtype=np.int64) + NUM_SPECIAL]
         model.words.copy_rows(previous.words, np.concatenate(places))
         model.composer.copy(previous.composer, rows[0])
+        model._initialise_kinds(previous.kinds)
         for name in ("character_projection", "word_projection", "layers"):
             model.get_submodule(name).load_state_dict(previous.get_submodule(name).state_dict())
         model.fresh = model.copy_head(previous)
@@ -297,11 +308,21 @@ class FlatTagger(CharacterTables, CRFTagger):
         model.notes = (f"goes on from a trained model: {labels}, {words_said}",)
         return model
 
+    @torch.no_grad()
+    def _initialise_kinds(self, previous: nn.Embedding | None = None) -> None:
+        """Draw the vectors of the kinds, as long as those of words; those of a model that this one goes on from are its own."""
+        if self.kinds is None:
+            return
+        self.kinds.weight.normal_().mul_(self.words.weight[NUM_SPECIAL:].square().mean().sqrt().nan_to_num(1.0))
+        if previous is not None:
+            self.kinds.weight[: len(previous.weight)] = previous.weight
+
     # Text to batch.
 
     def lattice_features(self, item: Document) -> LatticeFeatures:
         """See `Model.featurize`."""
         kept, _ = flatten(item.spans)
+        labels = self.tag_set.labels
         found = self.lexicon.matches(item.text)
         self._compose_new()
         return LatticeFeatures(
@@ -310,19 +331,28 @@ class FlatTagger(CharacterTables, CRFTagger):
             starts=found.starts,
             ends=found.ends,
             words=found.words + NUM_SPECIAL,
+            entities=np.array([(*span[:2], labels.index(span.label)) for span in kept], dtype=np.int64).reshape(-1, 3),
         )
 
     def _compose_new(self) -> None:
-        """Give the words that were added to the lexicon their vectors."""
+        """Give the words that were added to the lexicon their vectors: that of their kind, or one of their characters."""
         known = self.words.num_trained - NUM_SPECIAL + len(self.words.frozen)
         if known < self.lexicon.num_ids:
             words = [self.lexicon.word(id) for id in range(known, self.lexicon.num_ids)]
-            self.words.append(self.composer(words, self.character_vocabulary))
+            vectors = self.composer(words, self.character_vocabulary)
+            rows = {} if self.kinds is None else dict(zip(self.tag_set.labels, self.kinds.weight.detach(), strict=True))
+            for place, id in enumerate(range(known, self.lexicon.num_ids)):
+                vectors[place] = rows.get(self.lexicon.kind(id) or "", vectors[place])
+            self.words.append(vectors)
 
     def lattice_batch(
         self, features: Sequence[LatticeFeatures], draw: Draw | None = None, item_ids: Sequence[int] = ()
     ) -> LatticeBatch:
         """See `Model.collate`."""
+        draws = draws_of(draw, item_ids)
+        kinds: list[NDArray[np.int64]] = []
+        if draws and self.kinds is not None:
+            features, kinds = self._with_kinds(features, draws)
         lengths = [item.length for item in features]
         seq, most = rounded(max(lengths)), rounded(max(len(item.words) for item in features))
         mask = np.arange(seq) < np.array(lengths)[:, None]
@@ -332,7 +362,7 @@ class FlatTagger(CharacterTables, CRFTagger):
         word_ids = pad_rows((item.words for item in features), words_mask)
         tables = [ids for ids in (character_ids, bigram_ids) if ids is not None]
         masks = [mask] * len(tables)
-        hide([*tables, word_ids], [*masks, words_mask], self.config.unknown_rate, draw, item_ids)
+        hide([*tables, word_ids], [*masks, words_mask], self.config.unknown_rate, draws)
         return LatticeBatch(
             torch.from_numpy(character_ids),
             None if bigram_ids is None else torch.from_numpy(bigram_ids),
@@ -341,7 +371,49 @@ class FlatTagger(CharacterTables, CRFTagger):
             tuple(item_ids),
             words=torch.from_numpy(word_ids),
             positions=Lattice.of(lengths, [(item.starts, item.ends) for item in features], seq, most),
+            kinds=torch.from_numpy(pad_rows(kinds, words_mask) - (~words_mask)) if kinds else None,
         )
+
+    def _with_kinds(
+        self, features: Sequence[LatticeFeatures], draws: Sequence[np.random.Generator]
+    ) -> tuple[Sequence[LatticeFeatures], list[NDArray[np.int64]]]:
+        """The features as if some of their entities had been added to the lexicon, and the label that each word is read as, or -1.
+
+        Of half of these entities the characters say nothing, as those of a new name do.
+        """
+        made, kinds = [], []
+        for item, generator in zip(features, draws, strict=True):
+            long = item.entities[item.entities[:, 1] - item.entities[:, 0] >= self.lexicon.min_length]
+            chosen = long[generator.random(len(long)) < self.config.kind_rate]
+            there = {
+                span: place for place, span in enumerate(zip(item.starts.tolist(), item.ends.tolist(), strict=True))
+            }
+            of_words = np.full(len(item.words), -1, dtype=np.int64)
+            new = []
+            characters, bigrams = item.characters.copy(), item.bigrams.copy()
+            for (start, end, label), is_unknown in zip(
+                chosen.tolist(), generator.random(len(chosen)) < 0.5, strict=True
+            ):
+                if (start, end) in there:
+                    of_words[there[start, end]] = label
+                else:
+                    new.append((start, end, label))
+                if is_unknown:
+                    characters[start:end] = UNKNOWN
+                    bigrams[start:end] = UNKNOWN
+            starts, ends, labels = np.array(new, dtype=np.int64).reshape(-1, 3).T
+            made.append(
+                replace(
+                    item,
+                    characters=characters,
+                    bigrams=bigrams,
+                    starts=np.concatenate([item.starts, starts]),
+                    ends=np.concatenate([item.ends, ends]),
+                    words=np.concatenate([item.words, np.full(len(new), UNKNOWN)]),
+                )
+            )
+            kinds.append(np.concatenate([of_words, labels]))
+        return made, kinds
 
     # Batch to emissions; the head makes losses and spans of them.
 
@@ -349,7 +421,11 @@ class FlatTagger(CharacterTables, CRFTagger):
         """Emissions, (batch, seq, num_tags) float; with several dropout masks one more dimension before them."""
         embedded = self.embed_characters(batch)
         embedded = F.dropout(embedded, self.config.dropout_embedding, self.training)
-        words = F.dropout(self.words(batch.words), self.config.dropout_word, self.training)
+        words = self.words(batch.words)
+        if batch.kinds is not None and self.kinds is not None:
+            of_kinds = self.kinds(batch.kinds.clamp(min=0))
+            words = torch.where(batch.kinds.unsqueeze(2) < 0, words, of_kinds)
+        words = F.dropout(words, self.config.dropout_word, self.training)
         hidden = torch.cat([self.character_projection(embedded), self.word_projection(words)], dim=1)
         for layer in self.layers[:-1]:
             hidden = layer(hidden, batch.positions)
@@ -377,7 +453,7 @@ class FlatTagger(CharacterTables, CRFTagger):
 
     def depth(self, parameter: str) -> int:
         match parameter.split("."):
-            case ["characters" | "bigrams" | "words" | "character_projection" | "word_projection", *_]:
+            case ["characters" | "bigrams" | "words" | "kinds" | "character_projection" | "word_projection", *_]:
                 return 0
             case ["layers", number, *_]:
                 return 1 + int(number)

@@ -263,6 +263,77 @@ def test_a_word_that_is_added_is_found_from_the_next_text_on(saved: Callable[[],
     assert torch.equal(vector(model, "豆豆云"), wanted.half().float())
 
 
+def test_a_word_with_a_label_as_its_kind_is_read_as_that(tmp_path: Path) -> None:
+    model = model_of(**QUIET, kind_rate=0.5)
+    model.save(tmp_path)
+    loaded = load_model(tmp_path)
+    assert isinstance(loaded, Flat)
+    loaded.lexicon.add(["豆豆云", "狗狗云", "猫猫云"], kinds=["company", "tiny-words", None])
+    assert words_of(loaded, HOLDS) == ["豆豆云"]
+    assert model.kinds is not None
+    row = model.kinds.weight[model.tag_set.labels.index("company")].detach()
+    assert torch.equal(vector(loaded, "豆豆云"), row.half().float())
+    composed = model.composer(["狗狗云", "猫猫云"], model.character_vocabulary).half().float()
+    assert torch.equal(torch.stack([vector(loaded, "狗狗云"), vector(loaded, "猫猫云")]), composed)
+
+    plain = model_of(**QUIET)  # the control: where no kind was learnt it says nothing
+    plain.lexicon.add("豆豆云", kinds=["company"])
+    assert words_of(plain, HOLDS) == ["豆豆云"]
+    assert torch.equal(
+        vector(plain, "豆豆云"), plain.composer(["豆豆云"], plain.character_vocabulary)[0].half().float()
+    )
+
+
+def test_a_share_of_the_entities_is_read_as_if_they_had_been_added() -> None:
+    model = model_of(**QUIET, kind_rate=0.5).train()
+    assert model.kinds is not None
+    documents = list(tiny.DOCUMENTS) * 8
+    features = [model.featurize(document) for document in documents]
+
+    def collated(order: list[int], draw: Any) -> Any:
+        return model.collate([features[item] for item in order], draw, order)
+
+    def draw(item: int) -> np.random.Generator:
+        return generator(1, "input", item)
+
+    order = list(range(len(documents)))
+    batch, other = collated(order, draw), collated(order[::-1], draw)
+    for name in ("kinds", "words", "characters"):
+        assert torch.equal(getattr(batch, name), getattr(other, name).flip(0))  # each item its own
+    assert (batch.kinds[batch.words == 0] == -1).all()
+    as_kind, as_new, hidden, entities = 0, 0, [], 0
+    for row, (document, item) in enumerate(zip(documents, features, strict=True)):
+        spans = {(span.start, span.end): span.label for span in document.spans}
+        entities += len(spans)
+        words = int((batch.words[row] > 0).sum())
+        at = slice(batch.positions.seq, batch.positions.seq + words)
+        starts = batch.positions.starts[row, at].tolist()
+        lengths = [batch.positions.lengths[kind] + 1 for kind in batch.positions.kinds[row, at].tolist()]
+        allowed = torch.zeros_like(batch.mask[row])
+        for place, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+            end = start + length
+            label = int(batch.kinds[row, place])
+            if place >= len(item.words):
+                assert label >= 0
+                as_new += 1
+            if label >= 0:
+                assert model.tag_set.labels[label] == spans[start, end]
+                as_kind += 1
+                allowed[start:end] = True
+                hidden.append(bool((batch.characters[row, start:end] == UNKNOWN).all()))
+            else:
+                assert batch.words[row, place] == item.words[place]
+        assert not (batch.characters[row] == UNKNOWN)[~allowed].any()
+    assert 0.3 < as_kind / entities < 0.7
+    assert 0 < as_new < as_kind
+    assert 0 < sum(hidden) < len(hidden)
+    assert collated(order, None).kinds is None  # outside of training
+
+    (model(batch) ** 2).sum().backward()
+    assert model.kinds.weight.grad is not None
+    assert model.kinds.weight.grad.abs().sum(1).all()
+
+
 def test_absent_words_change_no_prediction(saved: Callable[[], Flat]) -> None:
     model = saved()
     before = list(map(repr, model.predict(TEXTS)))

@@ -15,6 +15,7 @@ from hanzoo.data.vocabulary import NUM_SPECIAL, UNKNOWN
 from hanzoo.models.layers.character_tables import (
     CharacterConfig,
     CharacterTables,
+    draws_of,
     hide,
     pad_rows,
     scaled_vectors,
@@ -117,8 +118,8 @@ def test_hidden_ids_are_drawn_an_item_at_a_time() -> None:
     def hidden(order: list[int], columns: int = 200, **changed: Any) -> list[list[list[int]]]:
         masks = [np.pad(mask, ((0, 0), (0, columns - 200)))[order]] * 2
         made = [np.where(of, number, 0).astype(np.int64) for of, number in zip(masks, (7, 8), strict=True)]
-        arguments: dict[str, Any] = {"rate": 0.25, "draw": lambda item: generator(1, "input", item)} | changed
-        hide(made, masks, item_ids=order, **arguments)
+        arguments: dict[str, Any] = {"rate": 0.25, "draws": draws_of(lambda item: generator(1, "input", item), order)}
+        hide(made, masks, **arguments | changed)
         return [[rows[i, : lengths[item]].tolist() for i, item in enumerate(order)] for rows in made]
 
     plain = hidden([0, 1])
@@ -130,12 +131,12 @@ def test_hidden_ids_are_drawn_an_item_at_a_time() -> None:
         assert set(flat) == {number, UNKNOWN}
         assert 0.15 < flat.count(UNKNOWN) / len(flat) < 0.35
     untouched = [[[number] * length for length in lengths] for number in (7, 8)]
-    assert hidden([0, 1], rate=0.0) == hidden([0, 1], draw=None) == untouched
+    assert hidden([0, 1], rate=0.0) == hidden([0, 1], draws=draws_of(None, [0, 1])) == untouched
 
 
 def test_padding_is_never_hidden() -> None:
     mask = np.array([[True] * 3 + [False] * 200])
     ids = np.where(mask, 5, 0).astype(np.int64)
-    hide([ids], [mask], 0.99, lambda item: generator(1, "input", item), [0])
+    hide([ids], [mask], 0.99, [generator(1, "input", 0)])
     assert not ids[~mask].any()
     assert (ids[mask] == UNKNOWN).any()
