@@ -483,6 +483,20 @@ def test_going_on_with_new_words_and_labels(saved: Callable[[], Flat]) -> None:
     assert torch.equal(vector_of(model, "豆豆"), vector_of(previous, "豆豆"))
 
 
+def test_going_on_keeps_what_kinds_mean() -> None:
+    previous = model_of(**QUIET, kind_rate=0.2)
+    more = [*tiny.DOCUMENTS, tiny.marked("⟨product|豆豆云⟩卖完了")]
+    model = Flat.continue_from(previous.config, previous, tiny.data(more))
+    assert previous.kinds is not None
+    assert model.kinds is not None
+    known = len(previous.tag_set.labels)
+    assert model.tag_set.labels[known:] == ("product",)
+    assert torch.equal(model.kinds.weight[:known], previous.kinds.weight)
+    assert model.kinds.weight[known].abs().sum() > 0
+    plain = Flat.continue_from(previous.config.model_copy(update={"kind_rate": 0.0}), previous, tiny.data())
+    assert plain.kinds is None
+
+
 def test_going_on_leaves_removed_words_out(saved: Callable[[], Flat]) -> None:
     previous = saved()
     gone = previous.lexicon.word(0)
