@@ -861,6 +861,11 @@ class Tagger(Model):
     _active: tuple[str, ...] | None = None
 
     @property
+    def reads_kinds(self) -> bool:
+        """Whether a label as the kind of a word of the lexicon says something to it, beyond the word."""
+        return False
+
+    @property
     @abstractmethod
     def labels(self) -> tuple[str, ...]:
         """Every label that the model knows, in the order of its tags."""

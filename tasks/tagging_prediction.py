@@ -44,8 +44,14 @@ def tag_file(model: Tagger, arguments: argparse.Namespace, say: Say) -> int:
                 f"--lexicon: the model must have a lexicon, but {arguments.run} holds {type(model).__name__}, which has none. "
                 "Leave it out."
             )
+        known = model.lexicon.num_ids
         new = model.lexicon.load(name)
         say(f"{name}: {new:,} words more in the lexicon, {len(model.lexicon):,} in all")
+        of_labels = sum(model.lexicon.kind(id) in model.labels for id in range(known, model.lexicon.num_ids))
+        if model.reads_kinds:
+            say(f"{name}: {of_labels:,} of them have a label as their kind, and are read as that")
+        elif of_labels:
+            say(f"{name}: that a kind is a label says nothing to this model, which was trained with a kind_rate of 0")
     column = "text" if arguments.text_column is None else arguments.text_column
     refused = 0
     with ExitStack() as open_files:

@@ -818,6 +818,17 @@ def test_words_from_the_shell_reach_a_model_with_a_lexicon(
     assert f"{more}: 2 words more in the lexicon, {len(model.lexicon)} in all" in err
     assert tag([tmp_path / "model"], text + "\n")[1][0]["entities"] == plain  # the folder is as it was
 
+    more.write_text("北京去\tcompany\n遇到了\tplace\n", encoding="utf-8")
+    assert (
+        "a kind is a label says nothing to this model" in tag([tmp_path / "model", "--lexicon", more], text + "\n")[2]
+    )
+    knows = tiny.build("flat", settings | {"kind_rate": 0.1})
+    (tmp_path / "knows").mkdir()
+    knows.save(tmp_path / "knows")
+    err = tag([tmp_path / "knows", "--lexicon", more, "--lexicon", words], text + "\n")[2]
+    assert f"{more}: 1 of them have a label as their kind, and are read as that" in err
+    assert f"{words}: 0 of them have a label as their kind" in err
+
     code, lines, err = tag([run, "--lexicon", words], text + "\n")
     assert (code, lines) == (2, [])
     assert err.startswith("--lexicon: the model must have a lexicon, but")

@@ -308,6 +308,10 @@ class FlatTagger(CharacterTables, CRFTagger):
         model.notes = (f"goes on from a trained model: {labels}, {words_said}",)
         return model
 
+    @property
+    def reads_kinds(self) -> bool:
+        return self.kinds is not None
+
     @torch.no_grad()
     def _initialise_kinds(self, previous: nn.Embedding | None = None) -> None:
         """Draw the vectors of the kinds, as long as those of words; those of a model that this one goes on from are its own."""
