@@ -55,8 +55,9 @@ demo: $(INSTALLED)
 	$(VENV)/bin/python evaluate.py runs/demo --split dev
 	$(VENV)/bin/python predict.py runs/demo data/corpora/samples.txt
 
+# a process a core, each with one thread: the models of the tests are too small for more
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal
 
 check: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
