@@ -60,7 +60,13 @@ print(json.dumps({
 
 def measure(steps: int, *settings: str) -> dict[str, Any]:
     """What a fresh process that trains so many steps says of itself."""
-    shared = ("data.items=texts", "objective={name: info_nce}", "model.encoder_dropout=0.1", "train.threads=1", "train.device=cpu")
+    shared = (
+        "data.items=texts",
+        "objective={name: info_nce}",
+        "model.encoder_dropout=0.1",
+        "train.threads=1",
+        "train.device=cpu",
+    )
     command = [sys.executable, "-c", TRAIN, str(steps), *shared, *settings]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     found = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)

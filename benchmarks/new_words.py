@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))  # a checkout that is not installed works too
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from hanzoo.build import commit, load, load_data  # noqa: E402
+from hanzoo.build import commit, load, load_data, read_json  # noqa: E402
 from hanzoo.data.document import Document  # noqa: E402
 from hanzoo.errors import RunError  # noqa: E402
 from hanzoo.models.model import Tagger  # noqa: E402
@@ -144,7 +144,12 @@ def main() -> None:
     print(f"{of_dev['entities']:,} entities of dev that are no words, before / as words / with labels:")
     for figure in ("recall", "f1"):
         print(f"{figure:12}" + "".join(f"{100 * value:14.2f}" for value in of_dev[figure]))
-    line = {"benchmark": "new_words", "asked": {"after": 8, "before": 3}, "model": recipe.name, "words": len(cases)}
+    line = {
+        "benchmark": "new_words",
+        "asked": {"after": 8, "before": 3},
+        "recipe": str(read_json(options.run / "results.json")["recipe"]),
+        "words": len(cases),
+    }
     line |= {"kind_rate": recipe.model.kind_rate, "commit": commit()}
     line |= {"as_words": as_words, "with_kinds": with_kinds, "entities_of_dev": of_dev}
     text = json.dumps(line, ensure_ascii=False)
