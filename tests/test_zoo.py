@@ -47,6 +47,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "num_heads": 2,
         "feed_forward": 24,
         "unknown_rate": 0.1,
+        "kind_rate": 0.3,
     },
     "encoder_softmax": {"encoder": "tiny-albert", "window": 16},
     "flat": {
@@ -57,6 +58,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "num_layers": 2,
         "feed_forward": 24,
         "unknown_rate": 0.1,
+        "kind_rate": 0.3,
         "dropout_attention": 0.1,
     },
     "global_pointer": {"encoder": "tiny-bert", "window": 16, "dimension": 8},
@@ -74,6 +76,7 @@ NO_RANDOMNESS: dict[str, dict[str, Any]] = {
         "dropout_feed_forward": 0.0,
         "dropout_hidden": 0.0,
         "unknown_rate": 0.0,
+        "kind_rate": 0.0,
     },
     "encoder_softmax": {"encoder_dropout": 0.0, "dropout_hidden": 0.0},
     "flat": {
@@ -83,6 +86,7 @@ NO_RANDOMNESS: dict[str, dict[str, Any]] = {
         "dropout_attention": 0.0,
         "dropout_hidden": 0.0,
         "unknown_rate": 0.0,
+        "kind_rate": 0.0,
     },
     "global_pointer": {"encoder_dropout": 0.0, "dropout_hidden": 0.0},
 }
@@ -310,7 +314,8 @@ def test_what_shapes_a_model_cannot_change_when_it_goes_on(name: str) -> None:
 @every_model
 def test_all_parameters_get_gradients(name: str) -> None:
     model = tiny.build(name, SETTINGS[name])
-    batch = model.collate([model.featurize(item) for item in items_of(name)])
+    features = [model.featurize(item) for item in items_of(name)]
+    batch = model.collate(features, lambda item: generator(1, "input", item), range(len(features)))  # as in training
     reseed(1, "dropout")
     model.train()
     sum(value.sum() for value in model.losses(model(batch), batch).values()).backward()  # type: ignore[union-attr]
