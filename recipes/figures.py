@@ -37,21 +37,21 @@ class Kind:
     """A kind of figures, that has a table of its own.
 
     Attributes:
-        title: what stands above its table.
+        titles: what stands above its table, by language.
         figure: the main metric.
         others: metrics beside it.
     """
 
-    title: str
+    titles: Mapping[str, str]
     figure: str
     others: tuple[str, ...]
 
 
 # A figure is of the last kind whose main metric it holds: matching has an F1 too.
 KINDS = (
-    Kind("Entities:", "f1", ("macro_f1", "official_macro_f1")),
-    Kind("Pairs of texts:", "spearman", ("pearson", "auc", "accuracy", "f1", "majority")),
-    Kind("Search:", "mrr@10", ("ndcg@10", "recall@10", "recall@100")),
+    Kind({"en": "Entities:", "zh": "实体："}, "f1", ("macro_f1", "official_macro_f1")),
+    Kind({"en": "Pairs of texts:", "zh": "文本对："}, "spearman", ("pearson", "auc", "accuracy", "f1", "majority")),
+    Kind({"en": "Search:", "zh": "检索："}, "mrr@10", ("ndcg@10", "recall@10", "recall@100")),
 )
 
 
@@ -236,16 +236,16 @@ def _problem(path: Path, details: Any) -> str:
 
 def full_table(results: Sequence[Result]) -> str:
     """The tables of recipes/README.md: every figure, with its protocol, cost and command; one table a kind."""
-    return _by_kind(results, _table_of)
+    return _by_kind(results, _table_of, "en")
 
 
-def _by_kind(results: Sequence[Result], table: Callable[[Kind, Sequence[Result]], str]) -> str:
+def _by_kind(results: Sequence[Result], table: Callable[[Kind, Sequence[Result]], str], language: str) -> str:
     """A table for each kind that there are figures of, the first one in any case; from the second on under its title."""
     tables: list[str] = []
     for kind in KINDS:
         own = [result for result in results if result.kind is kind]
         if own or kind is KINDS[0]:
-            tables += [*([kind.title] if tables else []), table(kind, own)]
+            tables += [*([kind.titles[language]] if tables else []), table(kind, own)]
     return "\n\n".join(tables)
 
 
@@ -302,7 +302,7 @@ def headline_table(results: Sequence[Result], language: str) -> str:
         ]
         return markdown_table(header, rows, right=(4,))
 
-    return _by_kind([result for result in results if result.headline], table)
+    return _by_kind([result for result in results if result.headline], table, language)
 
 
 def _recipe(result: Result | Against) -> str:
