@@ -152,7 +152,7 @@ def is_saving(run: Path) -> bool:
 def records(run: Path) -> list[dict[str, Any]]:
     """What metrics.jsonl says, but for the speed."""
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [{name: value for name, value in record.items() if name != "units_per_second"} for record in found]
+    return [{name: value for name, value in record.items() if name != "items_per_second"} for record in found]
 
 
 def results(run: Path) -> dict[str, Any]:

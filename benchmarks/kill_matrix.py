@@ -542,7 +542,7 @@ def seconds_a_step(run: Path) -> float:
     return float(progress["training_seconds"]) / (int(progress["step"]) - 1)
 
 
-CLOCKS = ("seconds", "training_seconds", "trained_units", "metrics_bytes")  # parts of the progress that depend on speed
+CLOCKS = ("seconds", "training_seconds", "trained_items", "metrics_bytes")  # parts of the progress that depend on speed
 
 
 def fingerprints(run: Path) -> dict[str, Any]:

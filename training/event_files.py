@@ -18,7 +18,7 @@ from hanzoo.data.files import storage_errors
 from hanzoo.errors import RunError
 from hanzoo.training.checkpoint import GO_ON
 
-SINGLE = ("loss", "learning_rate", "gradient_norm", "units_per_second")
+SINGLE = ("loss", "learning_rate", "gradient_norm", "items_per_second")
 
 
 def require_tensorboard() -> None:

@@ -59,13 +59,13 @@ class Reporter:
         """A line for people."""
         self.console.print(line, markup=False)
 
-    def step(self, step: int, *, loss: float, rate: float, units_per_second: float, epoch: int) -> None:
+    def step(self, step: int, *, loss: float, rate: float, items_per_second: float, epoch: int) -> None:
         """Report the figures of the last `log_every` steps, `step` of them all being done."""
         if self._first is None:
             self._first = step
             self._started = time.monotonic()  # from here on: the first period compiles
         if self._bar:
-            facts = f"epoch {epoch} loss {loss:.4f} rate {rate:.2e} {units_per_second:.0f}/s {peak_gigabytes():.1f} GB"
+            facts = f"epoch {epoch} loss {loss:.4f} rate {rate:.2e} {items_per_second:.0f}/s {peak_gigabytes():.1f} GB"
             self._bar.update(self._task, completed=step, facts=facts)
             return
         elapsed = time.monotonic() - self._started
@@ -73,5 +73,5 @@ class Reporter:
         left = f"{elapsed / done * (self.num_steps - step) / 60:.1f} min left" if done else "..."
         self.say(
             f"step {step}/{self.num_steps} epoch {epoch} loss {loss:.4f} rate {rate:.2e} "
-            f"{units_per_second:.0f} units/s {peak_gigabytes():.2f} GB {left}"
+            f"{items_per_second:.0f} items/s {peak_gigabytes():.2f} GB {left}"
         )

@@ -137,7 +137,7 @@ class Progress:
         nonfinite: steps that were left out because the gradient was not finite.
         seconds: spent in training and evaluation, over all starts.
         training_seconds: spent in steps alone, all but the first, which compiles;
-        trained_units: units trained in them.
+        trained_items: items trained in them.
         losses: sums of the current log period, by "part" or "kind part".
         units: units of the current log period, likewise.
         metrics_bytes: length of metrics.jsonl.
@@ -152,7 +152,7 @@ class Progress:
     nonfinite: int = 0
     seconds: float = 0.0
     training_seconds: float = 0.0
-    trained_units: int = 0
+    trained_items: int = 0
     losses: dict[str, float] = field(default_factory=dict)
     units: dict[str, int] = field(default_factory=dict)
     metrics_bytes: int = 0
@@ -248,7 +248,7 @@ class Trainer:
         self._units: dict[str, int] = {}
         self._values: dict[str, list[Tensor]] = {}  # added when they are logged, not in each step
         self._log_started = time.monotonic()
-        self._log_units = 0
+        self._log_items = 0
         self._warm = False
 
         for trick in tricks:
@@ -362,10 +362,11 @@ class Trainer:
         with self._autocast():  # a momentum encoder reads the batch
             self.model.after_step()
         self.progress.step += 1
-        self._log_units += max(self._units.values())
+        num_items = sum(map(len, items))  # of all ranks; units are not it: a CoSENT batch is one
+        self._log_items += num_items
         if self._warm:
             self.progress.training_seconds += time.monotonic() - started
-            self.progress.trained_units += max(self._units.values())
+            self.progress.trained_items += num_items
         self._warm = True
         if self.progress.step % self.settings.log_every == 0:
             self._log(epoch, rate, norm)
@@ -524,15 +525,15 @@ class Trainer:
         self._say_notes()
         self._gather_sums()
         now = time.monotonic()
-        speed = self._log_units / max(now - self._log_started, 1e-9)
+        speed = self._log_items / max(now - self._log_started, 1e-9)
         losses = {name: total / self.progress.units[name] for name, total in self.progress.losses.items()}
         main = sum(value for name, value in losses.items() if " " not in name)
         record = {"step": self.progress.step, "epoch": epoch + 1, "loss": main, "losses": losses, "learning_rate": rate,
-                  "gradient_norm": norm, "units_per_second": round(speed, 1)}  # fmt: skip
+                  "gradient_norm": norm, "items_per_second": round(speed, 1)}  # fmt: skip
         self._record(record)
-        self.reporter.step(self.progress.step, loss=main, rate=rate, units_per_second=speed, epoch=epoch + 1)
+        self.reporter.step(self.progress.step, loss=main, rate=rate, items_per_second=speed, epoch=epoch + 1)
         self.progress.losses, self.progress.units = {}, {}
-        self._log_started, self._log_units = now, 0
+        self._log_started, self._log_items = now, 0
 
     def _gather_sums(self) -> None:
         """Add what was summed since the last time, on all ranks, to the log period."""

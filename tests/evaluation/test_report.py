@@ -69,7 +69,7 @@ def test_a_markdown_cell_cannot_break_its_table() -> None:
 def records(best: int = 4, *, num_steps: int = 60) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = []
     for step in range(1, num_steps + 1):
-        made.append({"step": step, "epoch": 1 + step // 10, "loss": 30 / step, "units_per_second": 100.0})
+        made.append({"step": step, "epoch": 1 + step // 10, "loss": 30 / step, "items_per_second": 100.0})
         if step % 10 == 0:
             epoch = step // 10
             made.append({"step": step, "epoch": epoch, "dev": {"f1": 0.75 - 0.01 * abs(epoch - best)}, "best": True})

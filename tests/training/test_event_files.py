@@ -36,7 +36,7 @@ def expected(run: Path) -> list[tuple[int, str, float]]:
     found = []
     for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
-        for name in ("loss", "learning_rate", "gradient_norm", "units_per_second"):
+        for name in ("loss", "learning_rate", "gradient_norm", "items_per_second"):
             if name in record:
                 found.append((record["step"], name, record[name]))
         for group in ("losses", "dev"):

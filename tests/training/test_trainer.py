@@ -20,7 +20,8 @@ from hanzoo.data.randomness import generator
 from hanzoo.errors import RunError
 from hanzoo.models.layers.crf import CRF
 from hanzoo.models.layers.embedding import VocabularyEmbedding
-from hanzoo.models.model import Model
+from hanzoo.models.model import Matcher, Model
+from hanzoo.models.objectives.cosent import CoSENT
 from hanzoo.training.checkpoint import tensors_sha256
 from hanzoo.training.optimizers import OptimizerSettings, build_optimizer
 from hanzoo.training.trainer import MAX_NONFINITE, Interrupted, Trainer
@@ -425,9 +426,18 @@ def test_a_kill_at_any_step_ends_in_the_same_bits(tmp_path: Path, at: int, optim
     assert tensors_sha256(model.state_dict()) == tensors_sha256(undisturbed.model.state_dict())
 
     def without_time(folder: Path) -> list[dict[str, Any]]:
-        return [{k: v for k, v in record.items() if k != "units_per_second"} for record in records(folder)]
+        return [{k: v for k, v in record.items() if k != "items_per_second"} for record in records(folder)]
 
     assert without_time(tmp_path / "cut") == without_time(tmp_path / "whole")
+
+
+def test_speed_is_counted_in_items_whatever_a_loss_is_of(tmp_path: Path, encoders: Path) -> None:
+    """A CoSENT loss is one of a batch."""
+    model = tiny.build("bi_encoder", {"encoder": "tiny-bert"})
+    assert isinstance(model, Matcher)
+    model.objective = CoSENT()
+    progress = tiny.trainer(model, tmp_path, items=tiny.PAIRS, batch_size=4, epochs=2).fit()
+    assert progress.trained_items == 2 * len(tiny.PAIRS) - 4  # the first step, which compiles, is left out
 
 
 def test_patience_goes_on_where_it_was(tmp_path: Path) -> None:
