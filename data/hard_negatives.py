@@ -43,8 +43,8 @@ def highest_scores(positives: NDArray[np.floating], ratio: float | None, margin:
 
 
 def choose_negatives(
-    candidates: NDArray[np.integer],
-    scores: NDArray[np.floating],
+    candidates: Sequence[NDArray[np.integer]],
+    scores: Sequence[NDArray[np.floating]],
     limits: NDArray[np.floating],
     matches: Sequence[Set[str]],
     corpus: Sequence[str],
@@ -56,8 +56,8 @@ def choose_negatives(
     """The negatives of each anchor.
 
     Args:
-        candidates: (anchors, depth) places in the corpus, the nearest first.
-        scores: (anchors, depth) of them.
+        candidates: (anchors,) places in the corpus, the nearest first, one-dimensional; as many as there are.
+        scores: (anchors,) of them, likewise.
         limits: (anchors,): a candidate above it is left out.
         matches: (anchors,) the keys of texts that match.
         corpus: distinct texts.
@@ -74,8 +74,8 @@ def choose_negatives(
     keys = [text_key(text) for text in corpus]
     chosen = np.empty((len(candidates), number), dtype=np.int64)
     num_drawn = 0
-    for row, (own, matching) in enumerate(zip(candidates.tolist(), matches, strict=True)):
-        near = (scores[row] > limits[row]).tolist()
+    for row, (places, matching) in enumerate(zip(candidates, matches, strict=True)):
+        own, near = places.tolist(), (scores[row] > limits[row]).tolist()
         left = [place for place, is_near in zip(own, near, strict=True) if not is_near and keys[place] not in matching]
         found = left[skip : skip + number]
         if len(found) < number:

@@ -90,7 +90,7 @@ class Recipe:
         train = self.train.model_dump(mode="json")
         train["tricks"] = {name: settings.model_dump(mode="json") for name, settings in self.tricks.items()}
         return {
-            "data": self.data.model_dump(mode="json", exclude_none=True),
+            "data": {key: value for key, value in self.data.model_dump(mode="json").items() if value is not None},
             "model": {"name": self.model_name, **self.model.model_dump(mode="json")},
             **({} if self.objective is None else {"objective": self._objective()}),
             "train": train,

@@ -36,7 +36,7 @@ from hanzoo.tasks.matching_errors import worst_pairs
 from hanzoo.tasks.matching_prediction import PREDICT_OPTIONS, score_file
 from hanzoo.tasks.mining import Mined, MiningSettings, mine
 from hanzoo.tasks.task import ERRORS_OPTION, DataSettings, EvaluateSettings, Report, Say, Subject, Task, extent
-from hanzoo.training.distributed import gather_objects, merge, on_first, share
+from hanzoo.training.distributed import gather_objects, merge, share
 from hanzoo.training.trick import Start
 
 OWN_FILES = ("train", "dev", "test")
@@ -80,7 +80,7 @@ class MatchingDataSettings(DataSettings):
             matches with one of the lowest label and the same first text; texts, each of them once, without labels. None = triples
             where they are given, else pairs.
         most: items of train (pairs, or triples) that are used at most, the first ones; None = all.
-        mining: give pairs that match negatives that a trained bi-encoder finds: triples are trained on then (`MiningSettings`).
+        mining: give pairs that match negatives that BM25 or a bi-encoder finds: triples are trained on then (`MiningSettings`).
         allow_leakage: train also where what is reported on is known to stand in what is trained on: the figure means nothing.
     """
 
@@ -317,15 +317,13 @@ class Matching(Task):
         if how is None:
             return data
         matching = [item for item in data.train if isinstance(item, Pair)]
-        known = data.pairs.train[: settings.most]
-        mined = on_first(lambda: mine(known, matching, how, folder, load))
-        say(mined.describe())
+        corpus = [pair.second for pair in data.pairs.train[: settings.most]]
+        mined = mine(corpus, matching, how, folder, load, say)
         return replace(data, items="triples", train=mined.triples, mined=mined)
 
     def keep(self, data: MatchingData, folder: Path) -> None:
-        mined = data.mined
-        if mined is not None:
-            on_first(lambda: mined.keep(folder))
+        if data.mined is not None:
+            data.mined.keep(folder)
 
     def check(self, settings: MatchingEvaluateSettings, data: MatchingData, place: str) -> None:
         if settings.metric == "auc" and not data.scale.is_binary:
@@ -396,7 +394,7 @@ class Matching(Task):
     def aim(self, model: Matcher, objective: str, settings: Settings, data: MatchingData) -> None:
         aim(model, objective, settings, data)
         if data.mined is not None:
-            model.inputs = {**model.inputs, "finder of negatives": data.mined.finder}
+            model.inputs = {**model.inputs, **data.mined.inputs}
 
     def teach(self, teacher: Matcher, student: Matcher, data: MatchingData) -> None:
         note_leaks(student, data, teacher.trained_on)

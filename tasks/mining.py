@@ -1,4 +1,4 @@
-"""Negatives that a trained bi-encoder finds for pairs that match, once, before a training.
+"""Negatives that BM25 or a trained bi-encoder finds for pairs that match, once, before a training.
 
 What was found lies in `negatives/` of the run directory: triples.jsonl, and facts.json, which says from what it was found. A
 resumed run trains on it; where it is damaged it is found again.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,12 @@ from hanzoo.data.randomness import generator
 from hanzoo.errors import DataError, RecipeError, RunError
 from hanzoo.models.bi_encoder import BiEncoder
 from hanzoo.models.model import Model, Settings
+from hanzoo.models.search.bm25 import KIND as BM25
+from hanzoo.models.search.bm25 import BM25Index
 from hanzoo.models.search.index import QUERIES_AT_ONCE, best_places
+from hanzoo.tasks.task import Say
 from hanzoo.training.checkpoint import recover, sha256, tensors_sha256, write_folder
+from hanzoo.training.distributed import on_first
 
 FOLDER, TRIPLES_FILE, FACTS_FILE = "negatives", "triples.jsonl", "facts.json"
 
@@ -36,12 +40,13 @@ class MiningSettings(Settings):
     """Fields of `data.mining`.
 
     Attributes:
-        finder: a run directory, or a model folder, of a bi-encoder.
+        finder: "bm25", for the words that texts share; or a run directory, or a model folder, of a bi-encoder.
         number: negatives of each pair.
-        depth: texts nearest to the first text of a pair that are looked at: second texts of train.
+        depth: texts nearest to the first text of a pair that are looked at: second texts of train; of a retrieval set, passages.
         skip: of those that are no match, the nearest that are passed over.
-        ratio: a text whose cosine is above this share of the pair's own is taken for a match that nobody marked; None = none is.
-        margin: likewise one whose cosine is not this much below the pair's own.
+        ratio: a text whose score (cosine, BM25) is above this share of the pair's own is taken for a match that nobody marked;
+            None = none is, which suits BM25: what answers a question often shares fewer words with it than what does not.
+        margin: likewise one whose score is not this much below the pair's own.
     """
 
     finder: str
@@ -53,6 +58,8 @@ class MiningSettings(Settings):
 
     def located(self) -> MiningSettings:
         """The same with an absolute path."""
+        if self.finder == BM25:
+            return self
         return self.model_copy(update={"finder": str(expanded(self.finder).absolute())})
 
 
@@ -62,16 +69,17 @@ class Mined:
 
     Attributes:
         triples: one a pair, in order.
-        facts: from what: settings, digests of the finder's weights and of the pairs; how many were drawn at random.
+        facts: from what: settings, digests of the finder's weights and of the texts; how many were drawn at random.
     """
 
     triples: tuple[Triple, ...]
     facts: Mapping[str, Any]
 
     @property
-    def finder(self) -> str:
-        """The digest of the finder's weights."""
-        return str(self.facts["finder"])
+    def inputs(self) -> Mapping[str, str]:
+        """What a model that learns from them depends on, and its digest: the finder's weights, where it has any."""
+        finder = str(self.facts["finder"])
+        return {} if finder == BM25 else {"finder of negatives": finder}
 
     def describe(self) -> str:
         """A line for people."""
@@ -81,7 +89,7 @@ class Mined:
         return f"{number:,} negatives found for {len(self.triples):,} pairs{at_random}"
 
     def keep(self, folder: Path) -> None:
-        """Have it in the run directory `folder`."""
+        """Have it in the run directory `folder`. Collective."""
         place = folder / FOLDER
 
         def write(target: Path) -> None:
@@ -94,63 +102,87 @@ class Mined:
             facts = {**self.facts, "sha256": sha256(target / TRIPLES_FILE)}
             (target / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
-        write_folder(place, write)
+        on_first(lambda: write_folder(place, write))
 
 
 def mine(
-    pairs: Sequence[Pair],
+    corpus: Sequence[str],
+    matching: Sequence[Pair],
+    settings: MiningSettings,
+    folder: Path,
+    load: Callable[[Path], Model],
+    say: Say,
+) -> Mined:
+    """Negatives for pairs that match: those that are kept in the run directory `folder`, or found anew. Collective.
+
+    Args:
+        corpus: texts that are looked through, those that stand in it twice once; the pairs' second texts among them.
+        matching: the pairs.
+        settings: of the recipe.
+        folder: nothing is written.
+        load: the matcher of a run directory, on the device that it shall run on.
+        say: gets a line for people.
+
+    Raises:
+        RecipeError: the finder is no bi-encoder.
+        RunError: it cannot be loaded, or what is kept was found by another one, or for other texts.
+        DataError: the corpus holds too few texts.
+    """
+    mined = on_first(lambda: _mine(list(dict.fromkeys(corpus)), matching, settings, folder, load))
+    say(mined.describe())
+    return mined
+
+
+def _mine(
+    corpus: Sequence[str],
     matching: Sequence[Pair],
     settings: MiningSettings,
     folder: Path,
     load: Callable[[Path], Model],
 ) -> Mined:
-    """Negatives for pairs that match: those that are kept in the run directory `folder`, or found anew.
-
-    Args:
-        pairs: all of train, with labels; their second texts are looked through.
-        matching: those of them that match.
-        settings: of the recipe.
-        folder: nothing is written.
-        load: the matcher of a run directory, on the device that it shall run on.
-
-    Raises:
-        RecipeError: the finder is no bi-encoder.
-        RunError: it cannot be loaded, or what is kept was found by another one, or for other pairs.
-        DataError: train holds too few texts.
-    """
-    finder = load(Path(settings.finder))
-    if not isinstance(finder, BiEncoder):
+    finder = None if settings.finder == BM25 else load(Path(settings.finder))
+    if not isinstance(finder, BiEncoder | None):
         raise RecipeError(
-            f"data.mining.finder: must hold a bi_encoder, but {settings.finder} holds {type(finder).__name__}. Name another run."
+            f"data.mining.finder: must be bm25 or hold a bi_encoder, but {settings.finder} holds {type(finder).__name__}. "
+            "Name another run."
         )
     facts = {
-        "finder": tensors_sha256(finder.state_dict()),
+        "finder": BM25 if finder is None else tensors_sha256(finder.state_dict()),
         "settings": settings.model_dump(exclude={"finder"}),
-        "pairs": _digest(pairs),
-        "matching": _digest(matching),
+        "corpus": _digest(corpus),
+        "matching": _digest(text for pair in matching for text in (pair.first, pair.second)),
     }
     kept = _kept(folder / FOLDER, facts)
-    return kept if kept is not None else _found(pairs, matching, settings, finder, facts)
+    return kept if kept is not None else _found(corpus, matching, settings, finder, facts)
 
 
 def _found(
-    pairs: Sequence[Pair], matching: Sequence[Pair], settings: MiningSettings, finder: BiEncoder, facts: dict[str, Any]
+    corpus: Sequence[str],
+    matching: Sequence[Pair],
+    settings: MiningSettings,
+    finder: BiEncoder | None,
+    facts: dict[str, Any],
 ) -> Mined:
-    corpus = list(dict.fromkeys(pair.second for pair in pairs))
-    anchors = list(dict.fromkeys(pair.first for pair in matching))
-    vectors = finder.encode(corpus)
-    rows = {anchor: row for row, anchor in enumerate(anchors)}
-    of_pairs = np.array([rows[pair.first] for pair in matching])
     columns = {text: column for column, text in enumerate(corpus)}
-    queries = finder.encode(anchors)
-    candidates, scores = _nearest(queries, vectors, settings.depth)
-    own = np.array([queries[rows[pair.first]] @ vectors[columns[pair.second]] for pair in matching])
+    positives: dict[str, list[int]] = {}
+    for pair in matching:
+        positives.setdefault(pair.first, []).append(columns[pair.second])
+    anchors = list(positives)
+    candidates, scores, own = [], [], {}
+    of_anchors = _scores_of_words(anchors, corpus) if finder is None else _cosines(finder, anchors, corpus)
+    for anchor, row in zip(anchors, of_anchors, strict=True):
+        candidates.append(best_places(row, settings.depth))
+        scores.append(row[candidates[-1]])
+        own[anchor] = {column: float(row[column]) for column in positives[anchor]}
+    rows = {anchor: row for row, anchor in enumerate(anchors)}
+    of_pairs = [rows[pair.first] for pair in matching]
+    own_scores = np.array([own[pair.first][columns[pair.second]] for pair in matching])
     known = known_matches(matching)
     try:
         chosen, drawn = choose_negatives(
-            candidates[of_pairs],
-            scores[of_pairs],
-            highest_scores(own, settings.ratio, settings.margin),
+            [candidates[row] for row in of_pairs],
+            [scores[row] for row in of_pairs],
+            highest_scores(np.maximum(own_scores, np.finfo(np.float32).min), settings.ratio, settings.margin),
             [known[pair.first] | {text_key(pair.second)} for pair in matching],
             corpus,
             number=settings.number,
@@ -159,7 +191,7 @@ def _found(
         )
     except ValueError as error:
         raise DataError(
-            f"data.mining.number: train must hold {settings.number} texts for each pair that do not match it, but does not "
+            f"data.mining.number: there must be {settings.number} texts for each pair that do not match it, but there are not "
             f"({error}). Lower it, or data.mining.ratio."
         ) from error
     triples = [
@@ -169,16 +201,18 @@ def _found(
     return Mined(tuple(triples), {**facts, "drawn": drawn})
 
 
-def _nearest(
-    queries: NDArray[np.float32], corpus: NDArray[np.float32], depth: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The places in the corpus, and the products, of the vectors with the highest ones, (queries, depth) each."""
-    places, products = [], []
+def _cosines(finder: BiEncoder, anchors: Sequence[str], corpus: Sequence[str]) -> Iterator[NDArray[np.float32]]:
+    """(corpus,) the products of an anchor's vector with those of all texts, anchor by anchor."""
+    vectors, queries = finder.encode(corpus), finder.encode(anchors)
     for start in range(0, len(queries), QUERIES_AT_ONCE):
-        for row in queries[start : start + QUERIES_AT_ONCE] @ corpus.T:
-            places.append(best_places(row, depth))
-            products.append(row[places[-1]])
-    return np.stack(places), np.stack(products)
+        yield from queries[start : start + QUERIES_AT_ONCE] @ vectors.T
+
+
+def _scores_of_words(anchors: Sequence[str], corpus: Sequence[str]) -> Iterator[NDArray[np.float32]]:
+    """(corpus,) BM25 of an anchor with all texts, anchor by anchor; -inf where they share no word."""
+    index = BM25Index.build(corpus)
+    for anchor in anchors:
+        yield from index.scores([anchor])
 
 
 def _kept(place: Path, facts: Mapping[str, Any]) -> Mined | None:
@@ -201,10 +235,9 @@ def _kept(place: Path, facts: Mapping[str, Any]) -> Mined | None:
     return Mined(tuple(triples), found)
 
 
-def _digest(pairs: Sequence[Pair]) -> str:
+def _digest(texts: Iterable[str]) -> str:
     digest = hashlib.sha256()
-    for pair in pairs:
-        for text in (pair.first, pair.second):
-            content = text.encode("utf-8", "surrogatepass")
-            digest.update(len(content).to_bytes(8, "little") + content)
+    for text in texts:
+        content = text.encode("utf-8", "surrogatepass")
+        digest.update(len(content).to_bytes(8, "little") + content)
     return digest.hexdigest()

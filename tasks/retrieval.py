@@ -7,6 +7,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self, overload
@@ -18,7 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from hanzoo.data.beir import Qrels, RetrievalData
 from hanzoo.data.catalogue import is_held_out
-from hanzoo.data.document import Document, Pair, Passage, Query
+from hanzoo.data.document import Document, Pair, Passage, Query, Triple
 from hanzoo.data.files import AtomicFile, expanded
 from hanzoo.data.matching_catalogue import MATCHING_SETS, load_retrieval
 from hanzoo.data.training_items import ItemKind
@@ -27,11 +28,12 @@ from hanzoo.evaluation.report import results_table, run_card, show_difference, s
 from hanzoo.evaluation.retrieval import RetrievalScores, mean_of, score_rankings
 from hanzoo.evaluation.significance import Comparison, compare
 from hanzoo.models.cross_encoder import CrossEncoder
-from hanzoo.models.layers.text_matcher import TextMatcher
+from hanzoo.models.layers.text_matcher import TextMatcher, texts_of
 from hanzoo.models.model import Matcher, Model, Settings, objective_names
 from hanzoo.models.search.bm25 import BM25Index
 from hanzoo.models.search.index import Hit, Index, Staged
 from hanzoo.tasks.aiming import aim, note_leaks
+from hanzoo.tasks.mining import Mined, MiningSettings, mine
 from hanzoo.tasks.task import DataSettings, EvaluateSettings, Report, Say, Subject, Task, extent
 from hanzoo.training.distributed import gather_objects, merge, num_ranks, on_first, share
 from hanzoo.training.trick import Start
@@ -67,6 +69,8 @@ class RetrievalDataSettings(DataSettings):
         folder: with corpus.jsonl, queries.jsonl and qrels/train.tsv; qrels/dev.tsv (a tenth of the queries of train, if left out)
             and qrels/test.tsv (optional). `~` is put in full.
         most: queries of train that are used at most, the first ones; None = all.
+        mining: give each query and passage that answers it negatives from the corpus, which BM25 or a trained bi-encoder finds:
+            triples are trained on then (`MiningSettings`).
         dev_passages: about so many passages are searched for dev after each epoch, to select by: those that are relevant to its
             queries, and others evenly from the corpus. None = all, which takes as long as encoding the corpus. The figures of the
             run, at its end, are over all in either case.
@@ -78,6 +82,7 @@ class RetrievalDataSettings(DataSettings):
     name: str | None = None
     folder: str | None = None
     most: int | None = Field(default=None, ge=1)
+    mining: MiningSettings | None = None
     dev_passages: int | None = Field(default=None, ge=1)
 
     @field_validator("folder")
@@ -96,7 +101,9 @@ class RetrievalDataSettings(DataSettings):
         return self
 
     def located(self) -> Self:
-        return self if self.folder is None else self.model_copy(update={"folder": str(Path(self.folder).absolute())})
+        folder = None if self.folder is None else str(Path(self.folder).absolute())
+        mining = None if self.mining is None else self.mining.located()
+        return self.model_copy(update={"folder": folder, "mining": mining})
 
 
 class RetrievalEvaluateSettings(EvaluateSettings):
@@ -191,15 +198,17 @@ class RetrievalTaskData:
 
     Attributes:
         name, hashes, notes: of the set.
-        train: a pair for each query of train and passage that is relevant to it.
+        train: a pair for each query of train and passage that is relevant to it; with mined negatives a triple.
         dev, test: queries with their judgements.
         selected: dev as it is searched after each epoch; see `RetrievalDataSettings.dev_passages`.
         known: the set as it was read.
+        mined: negatives that were found; None = none were.
         items, trained_on, allow_leakage: see `AimedData`.
     """
 
     items: ItemKind = "matches"
     allow_leakage = False
+    mined: Mined | None = None
 
     def __init__(self, known: RetrievalData, most: int | None = None, dev_passages: int | None = None) -> None:
         if "train" not in known.qrels:
@@ -224,7 +233,7 @@ class RetrievalTaskData:
             )
         train = train[:most]
         texts = {passage.id: passage.full_text for passage in known.corpus}
-        self.train = tuple(
+        self.train: Sequence[Pair | Triple] = tuple(
             Pair(item.query.text, texts[passage], 1.0, item.query.source, item.query.id)
             for item in train
             for passage, score in item.judged.items()
@@ -243,6 +252,12 @@ class RetrievalTaskData:
         self.notes = tuple(notes)
         self.test = JudgedQueries(tuple(judged["test"]), corpus) if "test" in judged else None
         self.test_source = "test" if self.test else "none"
+
+    def with_negatives(self, mined: Mined) -> Self:
+        """The same, trained on triples."""
+        other = copy(self)
+        other.items, other.train, other.mined = "triples", mined.triples, mined
+        return other
 
     def split(self, name: str) -> JudgedQueries:
         """The queries of a split. Raises DataError where there is none."""
@@ -402,6 +417,25 @@ class Retrieval(Task):
         known = load_retrieval(name=settings.name, folder=settings.folder)
         return RetrievalTaskData(known, settings.most, settings.dev_passages)
 
+    def ready(
+        self,
+        data: RetrievalTaskData,
+        settings: RetrievalDataSettings,
+        folder: Path,
+        load: Callable[[Path], Any],
+        say: Say,
+    ) -> RetrievalTaskData:
+        how = settings.mining
+        if how is None:
+            return data
+        matching = [item for item in data.train if isinstance(item, Pair)]
+        corpus = [passage.full_text for passage in data.known.corpus]
+        return data.with_negatives(mine(corpus, matching, how, folder, load, say))
+
+    def keep(self, data: RetrievalTaskData, folder: Path) -> None:
+        if data.mined is not None:
+            data.mined.keep(folder)
+
     def check(self, settings: RetrievalEvaluateSettings, data: RetrievalTaskData, place: str) -> None:
         """Nothing: every metric can be had of all data."""
 
@@ -447,8 +481,8 @@ class Retrieval(Task):
         return []
 
     def text(self, item: Any) -> str:
-        if isinstance(item, Pair):
-            return f"{item.first}\t{item.second}"
+        if isinstance(item, Pair | Triple):
+            return "\t".join(texts_of(item))
         return item.query.text if isinstance(item, JudgedQuery) else str(item.text)
 
     def without_gold(self, item: Any) -> Any:
@@ -474,6 +508,8 @@ class Retrieval(Task):
 
     def aim(self, model: Matcher, objective: str, settings: Settings, data: RetrievalTaskData) -> None:
         aim(model, objective, settings, data)
+        if data.mined is not None:
+            model.inputs = {**model.inputs, **data.mined.inputs}
 
     def teach(self, teacher: Matcher, student: Matcher, data: RetrievalTaskData) -> None:
         note_leaks(student, data, teacher.trained_on)

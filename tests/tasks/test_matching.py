@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hanzoo.data.pair_files import read_triples
 from hanzoo.errors import DataError, RecipeError, RunError
 from hanzoo.evaluation.report import show_figure
 from hanzoo.models.model import Matcher
+from hanzoo.models.search.bm25 import BM25Index
 from hanzoo.recipe import check_recipe
 from hanzoo.recipes.figures import full_table, read_results
 from hanzoo.tasks.matching import Matching
@@ -484,6 +486,28 @@ def mining(folder: Path, finder: Path, **settings: Any) -> Any:
     return recipe
 
 
+def test_bm25_finds_negatives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of second texts that share words with the first; where too few do, at random, and that is said."""
+    recipe = mining(tmp_path, Path("bm25"), ratio=None)
+    assert cli.train([str(write_recipe(tmp_path / "it.yaml", recipe)), "--run", str(tmp_path / "run")]) == 0
+    assert "60 negatives found for 30 pairs" in capsys.readouterr().err
+    results = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
+    assert "finder of negatives" not in results["inputs"]
+    triples, _ = read_triples(tmp_path / "run" / "negatives" / "triples.jsonl")
+    seconds = list(dict.fromkeys(second for _, second, _ in pairs(60)))
+    index = BM25Index.build(seconds)
+    drawn = 0
+    for triple in triples:
+        scores = dict(zip(seconds, index.scores([triple.anchor])[0].tolist(), strict=True))
+        matching = {second for first, second, label in pairs(60) if label and first == triple.anchor}
+        best = sorted((score for text, score in scores.items() if text not in matching | {triple.anchor}), reverse=True)
+        for negative, score in zip(triple.negatives, best, strict=False):
+            drawn += math.isinf(score)
+            assert scores[negative] == pytest.approx(score) or math.isinf(score)
+    facts = json.loads((tmp_path / "run" / "negatives" / "facts.json").read_text(encoding="utf-8"))
+    assert facts["drawn"] == drawn < 60
+
+
 def test_negatives_are_found_kept_and_used_again(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -528,7 +552,7 @@ def test_negatives_are_found_kept_and_used_again(
             build.train(path, run=tmp_path / "cut")
     found = contents(tmp_path / "cut" / "negatives")
     with monkeypatch.context() as patch:
-        patch.setattr("hanzoo.tasks.mining._nearest", None)
+        patch.setattr("hanzoo.tasks.mining._cosines", None)
         again = build.train(path, run=tmp_path / "cut", resume=True)
     assert again["weights_sha256"] == results["weights_sha256"]
     assert contents(tmp_path / "cut" / "negatives") == found
@@ -554,8 +578,8 @@ def test_what_cannot_find_negatives_is_refused(
     run: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = mining(tmp_path, teacher)
-    assert "data.mining.finder: must hold a bi_encoder" in refused(tmp_path, recipe, capsys)
+    assert "data.mining.finder: must be bm25 or hold a bi_encoder" in refused(tmp_path, recipe, capsys)
     recipe = mining(tmp_path, run, number=500)
-    assert "train must hold 500 texts for each pair that do not match it" in refused(tmp_path, recipe, capsys)
+    assert "there must be 500 texts for each pair that do not match it" in refused(tmp_path, recipe, capsys)
     recipe["data"]["items"] = "texts"
     assert "neither triples nor other items than matches beside mining" in refused(tmp_path, recipe, capsys)

@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 import torch
 
+import hanzoo
 from hanzoo import build, cli
 from hanzoo.data.document import Pair
 from hanzoo.data.matching_catalogue import load_retrieval
-from hanzoo.errors import DataError, RecipeError
+from hanzoo.data.pair_files import read_triples
+from hanzoo.errors import DataError, RecipeError, RunError
 from hanzoo.evaluation.retrieval import score_rankings
 from hanzoo.models.bi_encoder import BiEncoder
 from hanzoo.models.layers.text_matcher import text_number
 from hanzoo.models.objectives.info_nce import InfoNCE, known_matches
+from hanzoo.models.search.bm25 import BM25Index
 from hanzoo.recipe import check_recipe
 from hanzoo.tasks import retrieval
 from hanzoo.tasks.catalogue import task_for_file, task_of
@@ -279,3 +282,41 @@ def test_an_objective_that_learns_nothing_from_matches_is_refused(
     said = capsys.readouterr().err
     assert "cosent must have pairs to learn from, but the data's items are matches" in said
     assert not (tmp_path / "run").exists()
+
+
+# Negatives.
+
+
+@pytest.mark.parametrize("finder", ["bm25", "learnt"])
+def test_negatives_come_from_the_corpus(
+    finder: str, folder: Path, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipe_of(folder)
+    recipe["data"]["mining"] = {"finder": str(runs.get(finder, finder)), "number": 2, "ratio": None}
+    path = write_recipe(tmp_path / "mined.yaml", recipe)
+    assert cli.train([str(path), "--run", str(tmp_path / "run")]) == 0
+    assert "48 negatives found for 24 pairs" in capsys.readouterr().err
+    results = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
+    assert ("finder of negatives" in results["inputs"]) == (finder == "learnt")
+    data = load_retrieval(folder=folder)
+    texts = {passage.full_text: passage.id for passage in data.corpus}
+    relevant = {item.query.text: set(item.judged) for item in retrieval.judgements(data, "train")}
+    found, _ = read_triples(tmp_path / "run" / "negatives" / "triples.jsonl")
+    assert {(triple.anchor, texts[triple.positive]) for triple in found} == {
+        (query, passage) for query, passages in relevant.items() for passage in passages
+    }
+    for triple in found:
+        assert len({texts[negative] for negative in triple.negatives} - relevant[triple.anchor]) == 2
+    if finder == "bm25":  # of the other passages those that share most words with the query
+        index = BM25Index.build(list(texts))
+        for triple in found:
+            scores = dict(zip(texts, index.scores([triple.anchor])[0].tolist(), strict=True))
+            others = sorted((score for text, score in scores.items() if texts[text] not in relevant[triple.anchor]))
+            assert sorted(scores[negative] for negative in triple.negatives) == pytest.approx(others[-2:])
+
+    # the run goes on with what was found; of other settings it does not
+    again = build.train(path, run=tmp_path / "run", resume=True)
+    assert again["weights_sha256"] == results["weights_sha256"]
+    settings = RetrievalDataSettings.model_validate(recipe["data"] | {"mining": recipe["data"]["mining"] | {"skip": 1}})
+    with pytest.raises(RunError, match="settings of the negatives must be what the run began with"):
+        Retrieval().ready(Retrieval().load_data(settings), settings, tmp_path / "run", hanzoo.load, lambda line: None)
