@@ -33,7 +33,8 @@ from hanzoo.errors import DataError, RecipeError, RunError
 from hanzoo.models.model import AttackPoint, Model, Settings
 
 SHORT_ROW = 256  # pieces a row up to which attention is computed from its parts in training
-PIECES_A_PASS = 16_384  # without gradients: padded pieces that the encoder reads at once
+# without gradients: padded pieces that the encoder reads at once. On a CPU more do not fit its caches, and take up to twice as long
+PIECES_A_PASS, PIECES_A_PASS_ON_CPU = 16_384, 2_048
 ENCODER_FOLDER = "encoder"  # in a checkpoint: a Hugging Face folder like any other
 
 P = TypeVar("P", bound=PieceNumbers)
@@ -182,6 +183,11 @@ class Encoder(nn.Module):
             return 1 + int(number[1])
         return 0 if "embed" in parameter else int(self.config.num_hidden_layers)
 
+    @property
+    def pieces_a_pass(self) -> int:
+        """Padded pieces that are read at once without gradients."""
+        return PIECES_A_PASS_ON_CPU if self.table.weight.device.type == "cpu" else PIECES_A_PASS
+
     def states(self, windows: Windows) -> Tensor:
         """Hidden states of all rows, (rows, width, hidden) float; without gradients the encoder reads a few rows at a time."""
         if torch.is_grad_enabled():
@@ -190,7 +196,7 @@ class Encoder(nn.Module):
 
     def _parts(self, windows: Windows) -> Iterator[Tensor]:
         """Hidden states of a few rows at a time, (some rows, width, hidden) float, in order."""
-        rows = max(1, PIECES_A_PASS // windows.pieces.shape[1])
+        rows = max(1, self.pieces_a_pass // windows.pieces.shape[1])
         for pieces, mask in zip(torch.split(windows.pieces, rows), torch.split(windows.mask, rows), strict=True):
             yield self._run(pieces, mask)
 

@@ -30,7 +30,7 @@ from hanzoo.data.movable import Movable
 from hanzoo.data.windows import rounded
 from hanzoo.data.word_pieces import WordPieces
 from hanzoo.errors import DataError
-from hanzoo.models.layers.encoder import PIECES_A_PASS, Encoder, PretrainedConfig, PretrainedModel
+from hanzoo.models.layers.encoder import Encoder, PretrainedConfig, PretrainedModel
 from hanzoo.models.layers.pooling import cls_pooling, first_last_pooling, mean_pooling
 from hanzoo.models.model import AttackPoint
 
@@ -78,26 +78,24 @@ class TextRows(Movable):
 
 
 def in_parts(encoder: Encoder, rows: TextRows, head: Head, rows_at_once: int | None) -> Tensor:
-    """What `head` makes of rows; in training rows of like length are read together, so that less padding is.
+    """What `head` makes of rows; those of like length are read together, so that less padding is.
 
     Args:
         encoder: whose piece embeddings are looked up.
         rows: of the batch.
         head: from a mask and the encoder's input, as `Encoder.read` takes them, to a tensor with a line a row: (rows,),
             (rows, width) or, piece by piece, (rows, seq, width).
-        rows_at_once: in training, see `TextEncoderConfig`; without gradients as many as PIECES_A_PASS holds.
+        rows_at_once: in training, see `TextEncoderConfig`; without gradients as many as `Encoder.pieces_a_pass` holds.
     """
-    if not torch.is_grad_enabled():
-        few = max(1, PIECES_A_PASS // rows.mask.shape[1])
-        given = {"input_ids": rows.pieces, **rows.inputs}
-        parts = [slice(start, start + few) for start in range(0, len(rows.mask), few)]
-        return torch.cat([head(rows.mask[part], {key: it[part] for key, it in given.items()}) for part in parts])
-    again = rows_at_once is not None and len(rows.mask) > rows_at_once
-    groups = of_like_length(rows.lengths, rows_at_once)
+    learns = torch.is_grad_enabled()
+    again = learns and rows_at_once is not None and len(rows.mask) > rows_at_once
+    groups = of_like_length(rows.lengths, rows_at_once) if learns else of_size(rows.lengths, encoder.pieces_a_pass)
     if len(groups) == 1:
         return head(rows.mask, {"input_ids": rows.pieces, **rows.inputs})
     seq = rows.mask.shape[1]
-    given = {"inputs_embeds": encoder.table(rows.pieces), **rows.inputs}
+    # looked up once, so that an attack has one place to add to; without gradients part by part
+    read = {"inputs_embeds": encoder.table(rows.pieces)} if learns else {"input_ids": rows.pieces}
+    given = {**read, **rows.inputs}
     made = []
     for group in groups:
         place = torch.tensor(group, device=rows.mask.device)
@@ -126,6 +124,16 @@ def of_like_length(lengths: Sequence[int], most: int | None) -> list[list[int]]:
     read = sum(len(group) * lengths[group[0]] for group in groups)
     fits = most is None or len(order) <= most
     return [order] if fits and read > WORTH_A_PASS * len(order) * lengths[order[0]] else groups
+
+
+def of_size(lengths: Sequence[int], pieces: int) -> list[list[int]]:
+    """The rows that are read together, longest first: at most so many padded pieces, or one row."""
+    groups: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if not groups or (len(groups[-1]) + 1) * rounded(lengths[groups[-1][0]]) > pieces:
+            groups.append([])
+        groups[-1].append(row)
+    return groups
 
 
 def text_vectors(encoder: Encoder, rows: TextRows, pooling: Pooling, rows_at_once: int | None = None) -> Tensor:

@@ -19,7 +19,7 @@ from hanzoo.errors import DataError, RecipeError
 from hanzoo.models.bi_encoder import BiEncoder
 from hanzoo.models.colbert import PUNCTUATION, ColBERT
 from hanzoo.models.cross_encoder import CrossEncoder, fitted
-from hanzoo.models.layers import text_encoder
+from hanzoo.models.layers import encoder, text_encoder
 from hanzoo.models.layers.text_matcher import TextMatcher, text_number
 from hanzoo.models.objectives.binary import Binary
 from hanzoo.models.objectives.cosent import CoSENT
@@ -337,3 +337,39 @@ def test_a_cross_encoder_compares_no_batch() -> None:
         compared.matrix(0, [1])
     with pytest.raises(RecipeError, match="no vector a text"):
         compared.vectors(0)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "pieces", "groups"),
+    [
+        ((9, 8, 7), 100, [[0, 1, 2]]),
+        ((3, 40, 4, 39), 80, [[1, 3], [2, 0]]),
+        ((40, 40, 40, 5), 10, [[0], [1], [2], [3]]),  # one row at least
+        ((), 10, []),
+    ],
+)
+def test_how_many_rows_are_read_at_once_without_gradients(
+    lengths: tuple[int, ...], pieces: int, groups: list[list[int]]
+) -> None:
+    assert text_encoder.of_size(lengths, pieces) == groups
+
+
+@every_matcher
+def test_reading_a_few_texts_at_once_changes_no_score(cls: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(cls)
+    pairs = [(pair.first, pair.second) for pair in [*DATA.train, Pair("好", "坏", label=1.0)]]
+    shapes: list[tuple[int, ...]] = []
+    read = model.encoder.read
+
+    def seen(mask: torch.Tensor, **inputs: Any) -> Any:
+        shapes.append(tuple(mask.shape))
+        return read(mask, **inputs)
+
+    monkeypatch.setattr(model.encoder, "read", seen)
+    whole = model.scores(pairs)
+    assert np.ptp(whole) > 1e-4
+    passes = len(shapes)
+    monkeypatch.setattr(encoder, "PIECES_A_PASS_ON_CPU", 40)
+    assert np.allclose(model.scores(pairs), whole, rtol=1e-6, atol=1e-6)
+    assert len(shapes) - passes > passes
+    assert len({columns for _, columns in shapes[passes:]}) > 1  # padded to the longest of its pass, not of the batch

@@ -71,13 +71,13 @@ def test_states_are_those_of_transformers_in_float32(encoders: Path, name: str) 
 def test_reading_a_few_rows_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tagger(window=16, overlap=4)
     whole = states(model, [TEXT, TEXT[:20], TEXT[3:50]])
-    monkeypatch.setattr(layer, "PIECES_A_PASS", 40)
+    monkeypatch.setattr(layer, "PIECES_A_PASS_ON_CPU", 40)
     assert torch.allclose(states(model, [TEXT, TEXT[:20], TEXT[3:50]]), whole, atol=1e-6)
 
 
 def test_what_overlaps_is_let_go_with_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tagger(window=16, overlap=8)
-    monkeypatch.setattr(layer, "PIECES_A_PASS", 50)  # two rows
+    monkeypatch.setattr(layer, "PIECES_A_PASS_ON_CPU", 50)  # two rows
     windows = model.windows([model.subwords.encode(text) for text in (TEXT, TEXT[:20], TEXT[3:50])])
     run, seen = model.encoder._run, []
 

@@ -1,0 +1,134 @@
+"""Texts encoded a second: `encode` of a bi-encoder, against sentence-transformers on the same folder; in turns.
+
+    HANZOO_DATA=... HANZOO_ENCODERS=... python benchmarks/encoding_speed.py [--rounds 7] [--threads 2] [--save]
+
+Needs sentence-transformers 6 beside hanzoo: pip install 'sentence-transformers>=6'. The folder is the `model/` of an untrained
+bi-encoder (mean pooling), which both open: for speed any weights do. Both are given texts and give normalised vectors of float32;
+sentence-transformers as it comes (batches of 32, sorted by length), and with batches of 128 in the place of 32. Two sets of texts:
+those of STS-B's train, of about 20 characters, and articles of STARD's corpus, of about 80. Both sides read at most `--max-pieces`.
+
+First the vectors are compared, with a control that must differ. A ratio is the median over rounds of (our texts/s / theirs in the
+same round), against the faster of their two; its range the smallest and the largest. Asked: at least 1. A line of JSON ends the
+output; --save also writes it to benchmarks/results/encoding_speed.json, beside those of other encoders.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # a checkout that is not installed works too
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
+
+import hanzoo  # noqa: E402
+from hanzoo.build import describe_machine  # noqa: E402
+from hanzoo.data.document import Document, Pair  # noqa: E402
+from hanzoo.data.matching_catalogue import load_pairs, load_retrieval  # noqa: E402
+from hanzoo.data.randomness import reseed  # noqa: E402
+from hanzoo.data.training_items import texts as texts_of  # noqa: E402
+from hanzoo.models.bi_encoder import BiEncoder  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results" / "encoding_speed.json"
+THEIR_BATCHES = (32, 128)
+Encode = Callable[[Sequence[str]], NDArray[np.float32]]
+
+
+def sides_of(folder: Path) -> dict[str, Encode]:
+    """Ours, and theirs by size of batch, of one folder."""
+    from sentence_transformers import SentenceTransformer
+
+    ours: Any = hanzoo.load(folder)
+    theirs = SentenceTransformer(str(folder), device="cpu")
+
+    def encode(size: int) -> Encode:
+        return lambda texts: theirs.encode(
+            list(texts), batch_size=size, normalize_embeddings=True, show_progress_bar=False
+        )
+
+    return {"ours": ours.encode, **{f"theirs {size}": encode(size) for size in THEIR_BATCHES}}
+
+
+def compare(sides: dict[str, Encode], texts: Sequence[str], rounds: int, texts_a_round: int) -> dict[str, Any]:
+    """Check that all give the same vectors, then ask them in turns."""
+    sample = texts[:64]
+    wanted = sides["ours"](sample)
+    difference = max(float(np.abs(encode(sample) - wanted).max()) for encode in sides.values())
+    assert difference < 1e-5, f"not the same vectors: they differ by {difference}"
+    control = float(np.abs(wanted[1:] - wanted[:-1]).max(1).min())
+    assert control > 1e-3, "the check would not notice a difference"
+    speeds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds):
+        start = number * texts_a_round % max(1, len(texts) - texts_a_round + 1)
+        chosen = texts[start : start + texts_a_round]
+        for name in list(sides)[:: 1 if number % 2 == 0 else -1]:
+            began = time.perf_counter()
+            sides[name](chosen)
+            speeds[name].append(len(chosen) / (time.perf_counter() - began))
+        shown = "  ".join(f"{name} {speed[-1]:.0f}/s" for name, speed in speeds.items())
+        print(f"round {number + 1}/{rounds}: {shown}", file=sys.stderr, flush=True)
+    best = [max(found) for found in zip(*(speeds[name] for name in sides if name != "ours"), strict=True)]
+    ratios = [ours / theirs for ours, theirs in zip(speeds["ours"], best, strict=True)]
+    return {
+        "ratio": round(statistics.median(ratios), 2), "range": [round(min(ratios), 2), round(max(ratios), 2)],
+        "texts_per_second": {name: round(statistics.median(speed), 1) for name, speed in speeds.items()},
+        "vector_difference": difference, "control_difference": round(control, 4),
+        "mean_characters": round(statistics.mean(map(len, texts)), 1),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure, print the table and the line."""
+    parser = argparse.ArgumentParser(description="Encoding, against sentence-transformers on the same folder.")
+    parser.add_argument("--encoder", default="albert-tiny-zh")
+    parser.add_argument("--max-pieces", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--texts", type=int, default=512, help="a round")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/encoding_speed.json")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+    reseed(1, "weights")
+    config = BiEncoder.Config(encoder=options.encoder, max_pieces=options.max_pieces)
+    model = BiEncoder.build(config, SimpleNamespace(train=[Document("字")])).eval()
+    pairs = [pair for pair in load_pairs(name="stsb").train if isinstance(pair, Pair)]
+    corpora = {
+        "stsb": [document.text for document in texts_of(pairs)],
+        "stard": [passage.full_text for passage in load_retrieval(name="stard").corpus[::10]],
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
+        folder.mkdir()
+        model.save(folder)
+        sides = sides_of(folder)
+        measured = {name: compare(sides, texts, options.rounds, options.texts) for name, texts in corpora.items()}
+    import sentence_transformers
+
+    line = {
+        "benchmark": "encoding_speed", "asked": 1, "encoder": options.encoder, **measured, "max_pieces": options.max_pieces,
+        "rounds": options.rounds, "texts_a_round": options.texts, "threads": options.threads,
+        "sentence_transformers": sentence_transformers.__version__, "torch": str(torch.__version__),
+        "machine": describe_machine(torch.device("cpu")),
+    }  # fmt: skip
+    if options.save:
+        known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
+        known = [other for other in known if other["encoder"] != options.encoder]
+        RESULTS.write_text(json.dumps([*known, line], indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()
