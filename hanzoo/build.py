@@ -164,6 +164,10 @@ def prepare(recipe: Recipe, folder: Path, resume: bool, device: torch.device, sa
     """
     if recipe.train.tensorboard:
         require_tensorboard()
+    if recipe.train.precision == "bfloat16" and device.type == "cpu" and not computes_bfloat16():
+        say(
+            "bfloat16: this processor can only imitate it, which may take several times as long. Set train.precision=float32."
+        )
     task, data = recipe.task, load_data(recipe)
     for note in data.notes:
         say(note)
@@ -921,7 +925,17 @@ def describe_device(device: torch.device) -> str:
     return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
 
 
+def computes_bfloat16() -> bool:
+    """Whether the processor has instructions for products of bfloat16; of processors other than Intel's kind it is not known."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    known = torch.cpu.get_capabilities()
+    return bool(known["avx512_bf16"] or known["amx_bf16"])
+
+
 def describe_machine(device: torch.device) -> str:
     """Processor and threads, as it stands beside minutes."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} cores ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()}), {describe_device(device)}"
+    without = "" if computes_bfloat16() else ", no bfloat16"
+    kind = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}{without}"
+    return f"{cores} cores ({kind}), {describe_device(device)}"

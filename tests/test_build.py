@@ -17,7 +17,7 @@ import torch
 from hanzoo import build
 from hanzoo.data.catalogue import TaggingData
 from hanzoo.errors import DataError, RecipeError, RunError
-from hanzoo.recipe import Recipe
+from hanzoo.recipe import Recipe, load_recipe
 from hanzoo.training.checkpoint import LOCK, clear_leftovers, locked
 from hanzoo.training.progress import peak_gigabytes
 from hanzoo.training.trainer import Trainer
@@ -63,6 +63,24 @@ def test_a_rate_is_suggested_and_not_set(recipe: Path, tmp_path: Path) -> None:
     assert build.read_recipe(tmp_path / "run").train.optimizer.learning_rate == 0.001
     build.train(recipe, run=tmp_path / "again", say=said.append)
     assert sum("a step has" in line for line in said) == 1
+
+
+@pytest.mark.parametrize(
+    "capabilities", [{"avx512_bf16": False, "amx_bf16": False}, {"avx512_bf16": False, "amx_bf16": True}]
+)
+def test_a_processor_without_bfloat16_is_told_of(
+    capabilities: dict[str, bool], recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    said: dict[str, list[str]] = {"float32": [], "bfloat16": []}
+    for precision, lines in said.items():
+        checked = load_recipe(recipe, [f"train.precision={precision}"])
+        build.prepare(checked, tmp_path / "run", False, torch.device("cpu"), lines.append)
+    imitated = not any(capabilities.values())
+    assert not any("bfloat16" in line for line in said["float32"])
+    assert any("Set train.precision=float32" in line for line in said["bfloat16"]) == imitated
+    assert ("no bfloat16" in build.describe_machine(torch.device("cpu"))) == imitated
 
 
 def test_a_run_is_finished_when_all_of_it_is_there(
