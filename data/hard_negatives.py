@@ -3,7 +3,8 @@
 Source: Moreira et al. 2024 (NV-Retriever): candidates whose score comes near that of the positive are taken for matches that nobody
 marked, and left out, by a share of the positive's score (TopK-PercPos) or by a margin below it (TopK-MarginPos).
 Differs: a share of a negative score is taken from its size, so that the limit always lies below the positive; what is known to
-match the anchor is left out whatever its score, in whatever writing; an anchor of which too few are left gets texts at random.
+match the anchor is left out whatever its score, in whatever writing; an anchor of which too few are left gets texts at random,
+of those below the limit.
 Cost: linear in the candidates.
 """
 
@@ -31,11 +32,13 @@ def highest_scores(positives: NDArray[np.floating], ratio: float | None, margin:
     """The score up to which a candidate is no match, (anchors,), from the scores of the anchors' positives, (anchors,).
 
     Args:
-        positives: of any sign.
+        positives: of any sign; -inf = nothing in common with the anchor, so that everything that has is above the limit.
         ratio: 0.95 = 5 % of its size below the positive; None = no such limit.
         margin: this much below the positive; None = no such limit.
     """
-    scores = np.asarray(positives, dtype=np.float64)
+    scores = np.maximum(
+        np.asarray(positives, dtype=np.float64), np.finfo(np.float32).min
+    )  # -inf x 0 would be no number
     limits = np.full(scores.shape, np.inf)
     if ratio is not None:
         limits = np.minimum(limits, scores - (1 - ratio) * np.abs(scores))
@@ -43,49 +46,43 @@ def highest_scores(positives: NDArray[np.floating], ratio: float | None, margin:
 
 
 def choose_negatives(
-    candidates: Sequence[NDArray[np.integer]],
-    scores: Sequence[NDArray[np.floating]],
-    limits: NDArray[np.floating],
-    matches: Sequence[Set[str]],
-    corpus: Sequence[str],
+    nearest: Iterable[int],
+    scores: NDArray[np.floating],
+    limit: float,
+    matches: Set[str],
+    keys: Sequence[str],
     *,
     number: int,
     skip: int = 0,
-    draw: Callable[[int], np.random.Generator],
-) -> tuple[NDArray[np.int64], int]:
-    """The negatives of each anchor.
+    draw: Callable[[], np.random.Generator],
+) -> tuple[list[int], int]:
+    """The negatives of an anchor.
 
     Args:
-        candidates: (anchors,) places in the corpus, the nearest first, one-dimensional; as many as there are.
-        scores: (anchors,) of them, likewise.
-        limits: (anchors,): a candidate above it is left out.
-        matches: (anchors,) the keys of texts that match.
-        corpus: distinct texts.
-        number: negatives an anchor.
-        skip: of the candidates that are left, the nearest that are passed over.
-        draw: one generator an anchor, for those of which too few candidates are left.
+        nearest: places in the corpus that are looked at, the nearest first.
+        scores: (corpus,) of all texts; -inf = nothing in common.
+        limit: a text above it is left out.
+        matches: keys of texts that match the anchor.
+        keys: (corpus,) `text_key` of all texts, which are distinct.
+        number: negatives.
+        skip: of the nearest that are left, those that are passed over.
+        draw: the generator, asked where too few of the nearest are left.
 
     Returns:
-        (anchors, number) places in the corpus, those of an anchor all different; and how many of them were drawn at random.
+        Places in the corpus, all different; and how many of them were drawn at random.
 
     Raises:
-        ValueError: the corpus holds too few texts that do not match an anchor.
+        ValueError: the corpus holds too few texts that do not match the anchor and are not above the limit.
     """
-    keys = [text_key(text) for text in corpus]
-    chosen = np.empty((len(candidates), number), dtype=np.int64)
-    num_drawn = 0
-    for row, (places, matching) in enumerate(zip(candidates, matches, strict=True)):
-        own, near = places.tolist(), (scores[row] > limits[row]).tolist()
-        left = [place for place, is_near in zip(own, near, strict=True) if not is_near and keys[place] not in matching]
-        found = left[skip : skip + number]
-        if len(found) < number:
-            # the near ones stay out; where nothing else is there, nothing is
-            out = {*found, *(place for place, is_near in zip(own, near, strict=True) if is_near)}
-            rest = [place for place in range(len(corpus)) if place not in out and keys[place] not in matching]
-            wanted = number - len(found)
-            if len(rest) < wanted:
-                raise ValueError(f"anchor {row} must have {number} texts that do not match it, but has fewer")
-            found += draw(row).choice(rest, size=wanted, replace=False).tolist()
-            num_drawn += wanted
-        chosen[row] = found
-    return chosen, num_drawn
+    left = [place for place in nearest if scores[place] <= limit and keys[place] not in matches]
+    found = left[skip : skip + number]
+    wanted = number - len(found)
+    if not wanted:
+        return found, 0
+    known = set(found)
+    rest = [
+        place for place in np.flatnonzero(scores <= limit).tolist() if place not in known and keys[place] not in matches
+    ]
+    if len(rest) < wanted:
+        raise ValueError(f"there are {len(known) + len(rest)}")
+    return found + draw().choice(rest, size=wanted, replace=False).tolist(), wanted

@@ -164,7 +164,7 @@ def prepare(recipe: Recipe, folder: Path, resume: bool, device: torch.device, sa
     """
     if recipe.train.tensorboard:
         require_tensorboard()
-    if recipe.train.precision == "bfloat16" and device.type == "cpu" and not computes_bfloat16():
+    if not resume and recipe.train.precision == "bfloat16" and device.type == "cpu" and not computes_bfloat16():
         say(
             "bfloat16: this processor can only imitate it, which may take several times as long. Set train.precision=float32."
         )
@@ -727,7 +727,8 @@ def record_figure(report: Report, path: Path, variant: str, say: Say) -> None:
         "inputs": first["inputs"],
         "minutes": round(statistics.fmean(result["minutes"] for result in results), 2),
         "peak_gb": max(result["peak_gb"] for result in results),
-        "sentences_per_second": [result["items_per_second"] for result in results],
+        # a run of an earlier version counted what its loss was of, which for CoSENT is batches
+        "sentences_per_second": [result["items_per_second"] for result in results if "items_per_second" in result],
         "machine": first["machine"],
         "versions": first["versions"],
         "weights_sha256": [result["weights_sha256"] for result in results],
@@ -926,16 +927,15 @@ def describe_device(device: torch.device) -> str:
 
 
 def computes_bfloat16() -> bool:
-    """Whether the processor has instructions for products of bfloat16; of processors other than Intel's kind it is not known."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return True
+    """Whether the processor has instructions for products of bfloat16; taken for granted where torch does not know."""
     known = torch.cpu.get_capabilities()
-    return bool(known["avx512_bf16"] or known["amx_bf16"])
+    found = [known[name] for name in ("avx512_bf16", "amx_bf16", "bf16") if name in known]  # the last is ARM's
+    return any(found) or not found
 
 
 def describe_machine(device: torch.device) -> str:
     """Processor and threads, as it stands beside minutes."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    without = "" if computes_bfloat16() else ", no bfloat16"
+    without = ", no bfloat16" if device.type == "cpu" and not computes_bfloat16() else ""
     kind = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}{without}"
     return f"{cores} cores ({kind}), {describe_device(device)}"

@@ -15,6 +15,7 @@ from hanzoo.data.randomness import generator, reseed
 from hanzoo.data.training_items import ItemKind
 from hanzoo.errors import DataError, RecipeError
 from hanzoo.models.model import Matcher, Settings, TeacherSettings, objective_class, objective_names
+from hanzoo.tasks.mining import Mined
 
 DRAWN_FROM = 8  # texts on which it is tried whether dropout does anything
 
@@ -29,6 +30,7 @@ class AimedData(Protocol):
         trained_on: names of the data sets that they come from.
         allow_leakage: train also where what it is judged by is known to stand in what it is trained on.
         notes: all a person was told of the data.
+        mined: negatives that were found for the items; None = none were.
     """
 
     @property
@@ -43,6 +45,8 @@ class AimedData(Protocol):
     def allow_leakage(self) -> bool: ...
     @property
     def notes(self) -> Sequence[str]: ...
+    @property
+    def mined(self) -> Mined | None: ...
 
 
 def aim(model: Matcher, objective: str, settings: Settings, data: AimedData) -> None:
@@ -69,6 +73,8 @@ def aim(model: Matcher, objective: str, settings: Settings, data: AimedData) -> 
         )
     note_leaks(model, data, data.trained_on)
     model.objective = cls.build(settings, model, data)
+    if data.mined is not None:
+        model.inputs = {**model.inputs, **data.mined.inputs}
     if not isinstance(settings, TeacherSettings):
         _try_out(model, data.train[: max(2, cls.least_items)])
     if data.items == "texts":

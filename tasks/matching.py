@@ -393,8 +393,6 @@ class Matching(Task):
 
     def aim(self, model: Matcher, objective: str, settings: Settings, data: MatchingData) -> None:
         aim(model, objective, settings, data)
-        if data.mined is not None:
-            model.inputs = {**model.inputs, **data.mined.inputs}
 
     def teach(self, teacher: Matcher, student: Matcher, data: MatchingData) -> None:
         note_leaks(student, data, teacher.trained_on)

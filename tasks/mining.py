@@ -10,6 +10,8 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +87,7 @@ class Mined:
         """A line for people."""
         number = self.facts["settings"]["number"] * len(self.triples)
         drawn = self.facts["drawn"]
-        at_random = f", {drawn:,} of them at random: nothing else was left" if drawn else ""
+        at_random = f", {drawn:,} of them at random: none was left among the nearest" if drawn else ""
         return f"{number:,} negatives found for {len(self.triples):,} pairs{at_random}"
 
     def keep(self, folder: Path) -> None:
@@ -164,41 +166,45 @@ def _found(
     facts: dict[str, Any],
 ) -> Mined:
     columns = {text: column for column, text in enumerate(corpus)}
-    positives: dict[str, list[int]] = {}
-    for pair in matching:
-        positives.setdefault(pair.first, []).append(columns[pair.second])
-    anchors = list(positives)
-    candidates, scores, own = [], [], {}
-    of_anchors = _scores_of_words(anchors, corpus) if finder is None else _cosines(finder, anchors, corpus)
-    for anchor, row in zip(anchors, of_anchors, strict=True):
-        candidates.append(best_places(row, settings.depth))
-        scores.append(row[candidates[-1]])
-        own[anchor] = {column: float(row[column]) for column in positives[anchor]}
-    rows = {anchor: row for row, anchor in enumerate(anchors)}
-    of_pairs = [rows[pair.first] for pair in matching]
-    own_scores = np.array([own[pair.first][columns[pair.second]] for pair in matching])
+    keys = [text_key(text) for text in corpus]
     known = known_matches(matching)
-    try:
-        chosen, drawn = choose_negatives(
-            [candidates[row] for row in of_pairs],
-            [scores[row] for row in of_pairs],
-            highest_scores(np.maximum(own_scores, np.finfo(np.float32).min), settings.ratio, settings.margin),
-            [known[pair.first] | {text_key(pair.second)} for pair in matching],
-            corpus,
-            number=settings.number,
-            skip=settings.skip,
-            draw=lambda row: generator(0, "negatives", row),
-        )
-    except ValueError as error:
-        raise DataError(
-            f"data.mining.number: there must be {settings.number} texts for each pair that do not match it, but there are not "
-            f"({error}). Lower it, or data.mining.ratio."
-        ) from error
+    of_anchors: dict[str, list[int]] = {}
+    for number, pair in enumerate(matching):
+        of_anchors.setdefault(pair.first, []).append(number)
+    rows = _scores_of_words(list(of_anchors), corpus) if finder is None else _cosines(finder, list(of_anchors), corpus)
+    chosen: dict[int, list[int]] = {}
+    drawn = 0
+    for (anchor, pairs), row in zip(of_anchors.items(), rows, strict=True):
+        nearest = best_places(row, settings.depth).tolist()
+        own = np.array([row[columns[matching[number].second]] for number in pairs])
+        for number, limit in zip(pairs, highest_scores(own, settings.ratio, settings.margin).tolist(), strict=True):
+            try:
+                chosen[number], at_random = choose_negatives(
+                    nearest,
+                    row,
+                    limit,
+                    known[anchor] | {text_key(matching[number].second)},
+                    keys,
+                    number=settings.number,
+                    skip=settings.skip,
+                    draw=partial(generator, 0, "negatives", number),
+                )
+            except ValueError as error:
+                raise DataError(
+                    f"data.mining.number: there must be {settings.number} texts for {anchor[:20]!r} that do not match it, but "
+                    f"{error}. Lower it, or raise data.mining.ratio (null: no limit)."
+                ) from error
+            drawn += at_random
     triples = [
-        Triple(pair.first, pair.second, tuple(corpus[place] for place in places), pair.source, pair.id)
-        for pair, places in zip(matching, chosen.tolist(), strict=True)
+        Triple(pair.first, pair.second, tuple(corpus[place] for place in chosen[number]), pair.source, pair.id)
+        for number, pair in enumerate(matching)
     ]
-    return Mined(tuple(triples), {**facts, "drawn": drawn})
+    return Mined(tuple(triples), {**facts, "drawn": drawn} | _versions(finder))
+
+
+def _versions(finder: BiEncoder | None) -> dict[str, Any]:
+    """Of what decides which words texts share."""
+    return {} if finder is not None else {"versions": {name: version(name) for name in ("bm25s", "jieba")}}
 
 
 def _cosines(finder: BiEncoder, anchors: Sequence[str], corpus: Sequence[str]) -> Iterator[NDArray[np.float32]]:

@@ -202,18 +202,20 @@ class RetrievalTaskData:
         dev, test: queries with their judgements.
         selected: dev as it is searched after each epoch; see `RetrievalDataSettings.dev_passages`.
         known: the set as it was read.
-        mined: negatives that were found; None = none were.
-        items, trained_on, allow_leakage: see `AimedData`.
+        view: what is trained on, as it stands beside a figure, where it is not the pairs alone.
+        items, trained_on, allow_leakage, mined: see `AimedData`.
     """
 
     items: ItemKind = "matches"
     allow_leakage = False
     mined: Mined | None = None
 
-    def __init__(self, known: RetrievalData, most: int | None = None, dev_passages: int | None = None) -> None:
+    def __init__(
+        self, known: RetrievalData, most: int | None = None, dev_passages: int | None = None, view: str = ""
+    ) -> None:
         if "train" not in known.qrels:
             raise DataError(f"{known.name}: must have qrels/train.tsv to be trained on, but has none. Add it.")
-        self.known = known
+        self.known, self.view = known, view
         self.name, self.hashes, self.trained_on = known.name, known.hashes, (known.name,)
         corpus = SearchedCorpus(known.corpus)
         judged = {name: judgements(known, name) for name in known.qrels}
@@ -415,7 +417,8 @@ class Retrieval(Task):
 
     def load_data(self, settings: RetrievalDataSettings) -> RetrievalTaskData:
         known = load_retrieval(name=settings.name, folder=settings.folder)
-        return RetrievalTaskData(known, settings.most, settings.dev_passages)
+        view = "with mined negatives" if settings.mining else ""
+        return RetrievalTaskData(known, settings.most, settings.dev_passages, view)
 
     def ready(
         self,
@@ -448,6 +451,7 @@ class Retrieval(Task):
         few = "" if data.selected is data.dev else f" in {len(data.selected.corpus.passages):,} of its passages"
         return {
             "name": known.name,
+            "view": data.view,
             "official": known.official,
             "sha256": dict(known.hashes),
             "counts": counts,
@@ -508,8 +512,6 @@ class Retrieval(Task):
 
     def aim(self, model: Matcher, objective: str, settings: Settings, data: RetrievalTaskData) -> None:
         aim(model, objective, settings, data)
-        if data.mined is not None:
-            model.inputs = {**model.inputs, **data.mined.inputs}
 
     def teach(self, teacher: Matcher, student: Matcher, data: RetrievalTaskData) -> None:
         note_leaks(student, data, teacher.trained_on)

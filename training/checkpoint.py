@@ -31,7 +31,7 @@ from hanzoo.models.model import read_tensors
 MANIFEST = "MANIFEST.json"
 STATES_KEPT = 2
 LOCK = ".lock"
-STATE_FORMAT = 1  # raised with every change of what a state holds
+STATE_FORMAT = 2  # raised with every change of what a state holds
 GO_ON = "What was there before is still there. Make room, and go on with --resume where the run has begun."
 
 

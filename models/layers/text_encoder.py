@@ -1,7 +1,7 @@
 """Whole texts through a pretrained encoder, as its own tokenizer cuts them: what every matcher reads.
 
-A batch's texts are rows, whatever they are to each other; in training short and long ones (questions, articles) are read in passes
-of their own. A batch that is too large for the memory is read a few rows at a time, and each part is read again on the way back
+A batch's texts are rows, whatever they are to each other; short and long ones (questions, articles) are read in passes of
+their own. A batch that is too large for the memory is read a few rows at a time, and each part is read again on the way back
 (gradient checkpointing; Chen et al. 2016): the gradient is that of the whole batch, in which all rows are each other's negatives,
 and the memory that of a part.
 

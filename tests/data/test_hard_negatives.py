@@ -10,16 +10,18 @@ from hanzoo.data.hard_negatives import choose_negatives, highest_scores, known_m
 from hanzoo.data.randomness import generator
 
 CORPUS = ["甲", "乙", "丙", "丁", "戊", "己"]
-NEAR = np.array([[0, 1, 2, 3]])
-SCORES = np.array([[0.99, 0.9, 0.7, 0.2]])
+NEAREST = [0, 1, 2, 3]
+SCORES = np.array([0.99, 0.9, 0.7, 0.2, 0.1, -np.inf])
 
 
-def chosen(number: int = 1, limit: float = np.inf, matches: frozenset[str] = frozenset(), skip: int = 0) -> list[str]:
-    found, _ = choose_negatives(
-        NEAR, SCORES, np.array([limit]), [matches], CORPUS, number=number, skip=skip,
-        draw=lambda row: generator(0, "negatives", row),
+def chosen(
+    number: int = 1, limit: float = np.inf, matches: frozenset[str] = frozenset(), skip: int = 0, depth: int = 4
+) -> list[str]:
+    found, drawn = choose_negatives(
+        NEAREST[:depth], SCORES, limit, matches, CORPUS, number=number, skip=skip, draw=lambda: generator(0, "negatives"),
     )  # fmt: skip
-    return [CORPUS[place] for place in found[0]]
+    assert drawn == sum(place not in NEAREST[:depth] for place in found)
+    return [CORPUS[place] for place in found]
 
 
 def test_the_nearest_that_are_no_matches() -> None:
@@ -32,8 +34,15 @@ def test_the_nearest_that_are_no_matches() -> None:
 
 def test_where_too_few_are_left_others_are_drawn_but_no_matches() -> None:
     assert chosen(3, limit=0.8, matches=frozenset({"戊"})) == ["丙", "丁", "己"]
-    with pytest.raises(ValueError, match="anchor 0"):  # those that are too near stay out
+    with pytest.raises(ValueError, match="there are 3"):  # those that are too near stay out
         chosen(4, limit=0.8, matches=frozenset({"戊"}))
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_what_is_drawn_is_not_too_near_either(depth: int) -> None:
+    """All that are looked at are above the limit, and so is one that is not."""
+    assert sorted(chosen(3, limit=0.8, depth=depth)) != sorted(CORPUS[1:4])
+    assert sorted(chosen(4, limit=0.8, depth=depth)) == sorted(CORPUS[2:])
 
 
 @pytest.mark.parametrize("number", [3, 4, 5])
@@ -42,7 +51,7 @@ def test_there_must_be_enough(number: int) -> None:
     if number == 3:
         assert sorted(chosen(3, matches=matches)) == sorted(["甲", "戊", "己"])
         return
-    with pytest.raises(ValueError, match=f"anchor 0 must have {number} texts that do not match it"):
+    with pytest.raises(ValueError, match="there are 3"):
         chosen(number, matches=matches)
 
 
@@ -52,6 +61,12 @@ def test_the_limit_lies_below_the_positive() -> None:
     assert highest_scores(positives, None, 0.1) == pytest.approx([0.7, -0.1, -0.5])
     assert highest_scores(positives, 0.95, 0.1) == pytest.approx([0.7, -0.1, -0.5])
     assert highest_scores(positives, None, None).tolist() == [np.inf] * 3
+
+
+@pytest.mark.parametrize("ratio", [0.95, 1.0])
+def test_a_positive_with_nothing_in_common_leaves_what_has_nothing_either(ratio: float) -> None:
+    (limit,) = highest_scores(np.array([-np.inf]), ratio, None).tolist()
+    assert chosen(1, limit=limit) == ["己"]
 
 
 def test_matches_are_known_in_either_order_and_in_any_writing() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from hanzoo.data.pair_files import read_triples
 from hanzoo.errors import DataError, RecipeError, RunError
 from hanzoo.evaluation.report import show_figure
 from hanzoo.models.model import Matcher
-from hanzoo.models.search.bm25 import BM25Index
 from hanzoo.recipe import check_recipe
 from hanzoo.recipes.figures import full_table, read_results
 from hanzoo.tasks.matching import Matching
@@ -487,25 +485,36 @@ def mining(folder: Path, finder: Path, **settings: Any) -> Any:
 
 
 def test_bm25_finds_negatives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of second texts that share words with the first; where too few do, at random, and that is said."""
+    """Second texts that share words with the first; where too few do, others at random, and that is said."""
+    own = [
+        ("银行 下雨", "银行", 1),
+        ("银行 开会", "下雨", 0),
+        ("书店", "书店 开会", 1),
+        ("下雨", "秋天", 1),
+        ("搬家", "工作", 0),
+    ]
     recipe = mining(tmp_path, Path("bm25"), ratio=None)
+    write_pairs(tmp_path / "train.tsv", own)
     assert cli.train([str(write_recipe(tmp_path / "it.yaml", recipe)), "--run", str(tmp_path / "run")]) == 0
-    assert "60 negatives found for 30 pairs" in capsys.readouterr().err
+    # of 银行 下雨: 下雨 and one of three; of 书店: two of four; of 下雨: 下雨 is the text itself, two of three
+    assert (
+        "6 negatives found for 3 pairs, 5 of them at random: none was left among the nearest" in capsys.readouterr().err
+    )
     results = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
     assert "finder of negatives" not in results["inputs"]
     triples, _ = read_triples(tmp_path / "run" / "negatives" / "triples.jsonl")
-    seconds = list(dict.fromkeys(second for _, second, _ in pairs(60)))
-    index = BM25Index.build(seconds)
-    drawn = 0
-    for triple in triples:
-        scores = dict(zip(seconds, index.scores([triple.anchor])[0].tolist(), strict=True))
-        matching = {second for first, second, label in pairs(60) if label and first == triple.anchor}
-        best = sorted((score for text, score in scores.items() if text not in matching | {triple.anchor}), reverse=True)
-        for negative, score in zip(triple.negatives, best, strict=False):
-            drawn += math.isinf(score)
-            assert scores[negative] == pytest.approx(score) or math.isinf(score)
+    assert [triple.negatives[0] for triple in triples][:1] == ["下雨"]
+    assert all(triple.anchor not in triple.negatives for triple in triples)
     facts = json.loads((tmp_path / "run" / "negatives" / "facts.json").read_text(encoding="utf-8"))
-    assert facts["drawn"] == drawn < 60
+    assert facts["drawn"] == 5
+    assert set(facts["versions"]) == {"bm25s", "jieba"}
+
+    # with a limit, also what is drawn lies below it: a positive that shares no word leaves what shares none
+    recipe = mining(tmp_path, Path("bm25"), number=1, ratio=0.95)
+    assert cli.train([str(write_recipe(tmp_path / "it.yaml", recipe)), "--run", str(tmp_path / "less")]) == 0
+    triples, _ = read_triples(tmp_path / "less" / "negatives" / "triples.jsonl")
+    (last,) = (triple for triple in triples if triple.anchor == "下雨")
+    assert last.negatives[0] in {"银行", "书店 开会", "工作"}
 
 
 def test_negatives_are_found_kept_and_used_again(
@@ -580,6 +589,6 @@ def test_what_cannot_find_negatives_is_refused(
     recipe = mining(tmp_path, teacher)
     assert "data.mining.finder: must be bm25 or hold a bi_encoder" in refused(tmp_path, recipe, capsys)
     recipe = mining(tmp_path, run, number=500)
-    assert "there must be 500 texts for each pair that do not match it" in refused(tmp_path, recipe, capsys)
+    assert "there must be 500 texts for" in refused(tmp_path, recipe, capsys)
     recipe["data"]["items"] = "texts"
     assert "neither triples nor other items than matches beside mining" in refused(tmp_path, recipe, capsys)

@@ -27,6 +27,7 @@ from hanzoo.tasks import retrieval
 from hanzoo.tasks.catalogue import task_for_file, task_of
 from hanzoo.tasks.matching import Matching
 from hanzoo.tasks.retrieval import JudgedQueries, Retrieval, RetrievalDataSettings, RetrievalTaskData, SearchedCorpus
+from hanzoo.training.trainer import Trainer
 from tests.fixtures import write_recipe
 
 pytestmark = pytest.mark.usefixtures("deterministic", "encoders")
@@ -289,7 +290,12 @@ def test_an_objective_that_learns_nothing_from_matches_is_refused(
 
 @pytest.mark.parametrize("finder", ["bm25", "learnt"])
 def test_negatives_come_from_the_corpus(
-    finder: str, folder: Path, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finder: str,
+    folder: Path,
+    runs: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     recipe = recipe_of(folder)
     recipe["data"]["mining"] = {"finder": str(runs.get(finder, finder)), "number": 2, "ratio": None}
@@ -297,6 +303,7 @@ def test_negatives_come_from_the_corpus(
     assert cli.train([str(path), "--run", str(tmp_path / "run")]) == 0
     assert "48 negatives found for 24 pairs" in capsys.readouterr().err
     results = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
+    assert results["data"]["view"] == "with mined negatives"
     assert ("finder of negatives" in results["inputs"]) == (finder == "learnt")
     data = load_retrieval(folder=folder)
     texts = {passage.full_text: passage.id for passage in data.corpus}
@@ -314,8 +321,23 @@ def test_negatives_come_from_the_corpus(
             others = sorted((score for text, score in scores.items() if texts[text] not in relevant[triple.anchor]))
             assert sorted(scores[negative] for negative in triple.negatives) == pytest.approx(others[-2:])
 
-    # the run goes on with what was found; of other settings it does not
-    again = build.train(path, run=tmp_path / "run", resume=True)
+    # killed after the first epoch, it goes on with what was found; of other settings it does not
+    class Killed(BaseException):
+        pass
+
+    plain = Trainer._save
+
+    def save(self: Trainer) -> None:
+        plain(self)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save", save)
+        with pytest.raises(Killed):
+            build.train(path, run=tmp_path / "cut")
+    with monkeypatch.context() as patch:
+        patch.setattr("hanzoo.tasks.mining._found", None)
+        again = build.train(path, run=tmp_path / "cut", resume=True)
     assert again["weights_sha256"] == results["weights_sha256"]
     settings = RetrievalDataSettings.model_validate(recipe["data"] | {"mining": recipe["data"]["mining"] | {"skip": 1}})
     with pytest.raises(RunError, match="settings of the negatives must be what the run began with"):

@@ -75,7 +75,9 @@ def test_a_state_of_another_version_is_refused(states: Path) -> None:
     facts = json.loads(manifest.read_text(encoding="utf-8"))
     facts["files"]["state.json"] = {"bytes": path.stat().st_size, "sha256": checkpoint.sha256(path)}
     manifest.write_text(json.dumps(facts), encoding="utf-8")
-    with pytest.raises(RunError, match=r"state\.json: format must be 1, but is 2: another version of hanzoo wrote it"):
+    with pytest.raises(
+        RunError, match=r"state\.json: format must be \d+, but is \d+: another version of hanzoo wrote it"
+    ):
         read(states)
 
 
