@@ -99,7 +99,8 @@ def in_parts(encoder: Encoder, rows: TextRows, head: Head, rows_at_once: int | N
     made = []
     for group in groups:
         place = torch.tensor(group, device=rows.mask.device)
-        columns = min(seq, rounded(max(rows.lengths[row] for row in group)))
+        longest = max(rows.lengths[row] for row in group)
+        columns = min(seq, rounded(longest)) if learns else longest
         part = (rows.mask[place, :columns], {key: it[place, :columns] for key, it in given.items()})
         # dropout draws the same numbers when a part is read again: checkpoint puts the generators back
         found = checkpoint(head, *part, use_reentrant=False) if again else head(*part)
@@ -130,7 +131,7 @@ def of_size(lengths: Sequence[int], pieces: int) -> list[list[int]]:
     """The rows that are read together, longest first: at most so many padded pieces, or one row."""
     groups: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if not groups or (len(groups[-1]) + 1) * rounded(lengths[groups[-1][0]]) > pieces:
+        if not groups or (len(groups[-1]) + 1) * lengths[groups[-1][0]] > pieces:
             groups.append([])
         groups[-1].append(row)
     return groups
