@@ -33,8 +33,8 @@ from hanzoo.errors import DataError, RecipeError, RunError
 from hanzoo.models.model import AttackPoint, Model, Settings
 
 SHORT_ROW = 256  # pieces a row up to which attention is computed from its parts in training
-# without gradients: padded pieces that the encoder reads at once. On a CPU more do not fit its caches, and take up to twice as long
-PIECES_A_PASS, PIECES_A_PASS_ON_CPU = 16_384, 2_048
+# without gradients: padded pieces that the encoder reads at once. On a CPU more do not fit its caches
+PIECES_A_PASS, PIECES_A_PASS_ON_CPU = 16_384, 1_024
 ENCODER_FOLDER = "encoder"  # in a checkpoint: a Hugging Face folder like any other
 
 P = TypeVar("P", bound=PieceNumbers)
