@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,8 +36,9 @@ import torch  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
 import hanzoo  # noqa: E402
+from benchmarks.sides import Side, in_turn  # noqa: E402
 from hanzoo.build import describe_machine  # noqa: E402
-from hanzoo.data.document import Document, Pair  # noqa: E402
+from hanzoo.data.document import Document  # noqa: E402
 from hanzoo.data.matching_catalogue import load_pairs, load_retrieval  # noqa: E402
 from hanzoo.data.randomness import reseed  # noqa: E402
 from hanzoo.data.training_items import texts as texts_of  # noqa: E402
@@ -62,6 +64,17 @@ def sides_of(folder: Path) -> dict[str, Encode]:
     return {"ours": ours.encode, **{f"theirs {size}": encode(size) for size in THEIR_BATCHES}}
 
 
+def side(encode: Encode, texts: Sequence[str]) -> Side:
+    """Encodes the next so many texts, from the start again behind the last."""
+    supply = cycle(texts)
+
+    def run(number: int) -> int:
+        encode(list(islice(supply, number)))
+        return number
+
+    return run
+
+
 def compare(sides: dict[str, Encode], texts: Sequence[str], rounds: int, texts_a_round: int) -> dict[str, Any]:
     """Check that all give the same vectors, then ask them in turns."""
     sample = texts[:64]
@@ -70,16 +83,9 @@ def compare(sides: dict[str, Encode], texts: Sequence[str], rounds: int, texts_a
     assert difference < 1e-5, f"not the same vectors: they differ by {difference}"
     control = float(np.abs(wanted[1:] - wanted[:-1]).max(1).min())
     assert control > 1e-3, "the check would not notice a difference"
-    speeds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds):
-        start = number * texts_a_round % max(1, len(texts) - texts_a_round + 1)
-        chosen = texts[start : start + texts_a_round]
-        for name in list(sides)[:: 1 if number % 2 == 0 else -1]:
-            began = time.perf_counter()
-            sides[name](chosen)
-            speeds[name].append(len(chosen) / (time.perf_counter() - began))
-        shown = "  ".join(f"{name} {speed[-1]:.0f}/s" for name, speed in speeds.items())
-        print(f"round {number + 1}/{rounds}: {shown}", file=sys.stderr, flush=True)
+    speeds = in_turn(
+        {name: side(encode, texts) for name, encode in sides.items()}, rounds, texts_a_round, time.perf_counter
+    )
     best = max((name for name in sides if name != "ours"), key=lambda name: statistics.median(speeds[name]))
     ratios = [ours / theirs for ours, theirs in zip(speeds["ours"], speeds[best], strict=True)]
     return {
@@ -105,9 +111,8 @@ def main() -> None:
     reseed(1, "weights")
     config = BiEncoder.Config(encoder=options.encoder, max_pieces=options.max_pieces)
     model = BiEncoder.build(config, SimpleNamespace(train=[Document("字")])).eval()
-    pairs = [pair for pair in load_pairs(name="stsb").train if isinstance(pair, Pair)]
     corpora = {
-        "stsb": [document.text for document in texts_of(pairs)],
+        "stsb": [document.text for document in texts_of(load_pairs(name="stsb").train)],
         "stard": [passage.full_text for passage in load_retrieval(name="stard").corpus[::10]],
     }
     with tempfile.TemporaryDirectory() as temporary:

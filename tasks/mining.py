@@ -47,7 +47,7 @@ class MiningSettings(Settings):
         depth: texts nearest to the first text of a pair that are looked at: second texts of train; of a retrieval set, passages.
         skip: of those that are no match, the nearest that are passed over.
         ratio: a text whose score (cosine, BM25) is above this share of the pair's own is taken for a match that nobody marked;
-            None = none is, which suits BM25: what answers a question often shares fewer words with it than what does not.
+            None = none is. Of BM25's texts a limit leaves out most where the pair shares few words.
         margin: likewise one whose score is not this much below the pair's own.
     """
 

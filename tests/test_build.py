@@ -66,7 +66,8 @@ def test_a_rate_is_suggested_and_not_set(recipe: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "capabilities", [{"avx512_bf16": False, "amx_bf16": False}, {"avx512_bf16": False, "amx_bf16": True}]
+    "capabilities",
+    [{"avx512_bf16": False, "amx_bf16": False}, {"avx512_bf16": False, "amx_bf16": True}, {"bf16": False}, {}],
 )
 def test_a_processor_without_bfloat16_is_told_of(
     capabilities: dict[str, bool], recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

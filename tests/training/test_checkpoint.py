@@ -75,9 +75,8 @@ def test_a_state_of_another_version_is_refused(states: Path) -> None:
     facts = json.loads(manifest.read_text(encoding="utf-8"))
     facts["files"]["state.json"] = {"bytes": path.stat().st_size, "sha256": checkpoint.sha256(path)}
     manifest.write_text(json.dumps(facts), encoding="utf-8")
-    with pytest.raises(
-        RunError, match=r"state\.json: format must be \d+, but is \d+: another version of hanzoo wrote it"
-    ):
+    known = checkpoint.STATE_FORMAT
+    with pytest.raises(RunError, match=rf"state\.json: format must be {known}, but is {known + 1}: another version of"):
         read(states)
 
 
