@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import yaml
 
-from hanzoo import cli
+from hanzoo import build, cli
 from hanzoo.data.document import Document, Span
 from hanzoo.data.readers.spans import write as write_spans
 from hanzoo.evaluation.cluener import LABELS
+from hanzoo.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("叶老桂", "沈知秋", "林若溪", "陈立", "😀明", "José", "𠮷野", "Ｔｏｍ")
@@ -131,3 +132,21 @@ def json_lines(content: str | bytes) -> list[dict[str, Any]]:
 
 def jsonl(records: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def train_until_saved(recipe: Path, run: Path) -> None:
+    """Train, and be killed as soon as a state is saved."""
+
+    class Killed(BaseException):
+        pass
+
+    plain = Trainer._save
+
+    def save(self: Trainer) -> None:
+        plain(self)
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_save", save)
+        with pytest.raises(Killed):
+            build.train(recipe, run=run)

@@ -22,8 +22,7 @@ from hanzoo.recipe import check_recipe
 from hanzoo.recipes.figures import full_table, read_results
 from hanzoo.tasks.matching import Matching
 from hanzoo.training.distillation import SoftTargets
-from hanzoo.training.trainer import Trainer
-from tests.fixtures import contents, jsonl, trained_run, write_recipe
+from tests.fixtures import contents, jsonl, train_until_saved, trained_run, write_recipe
 
 pytestmark = pytest.mark.usefixtures("deterministic", "encoders")
 
@@ -546,19 +545,7 @@ def test_negatives_are_found_kept_and_used_again(
     assert cli.evaluate([str(tmp_path / "whole"), "--record", str(tmp_path / "record.json")]) == 0
 
     # killed after the first epoch, it goes on with what was found; the finder is asked no more
-    class Killed(BaseException):
-        pass
-
-    plain = Trainer._save
-
-    def save(self: Trainer) -> None:
-        plain(self)
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_save", save)
-        with pytest.raises(Killed):
-            build.train(path, run=tmp_path / "cut")
+    train_until_saved(path, tmp_path / "cut")
     found = contents(tmp_path / "cut" / "negatives")
     with monkeypatch.context() as patch:
         patch.setattr("hanzoo.tasks.mining._cosines", None)

@@ -27,8 +27,7 @@ from hanzoo.tasks import retrieval
 from hanzoo.tasks.catalogue import task_for_file, task_of
 from hanzoo.tasks.matching import Matching
 from hanzoo.tasks.retrieval import JudgedQueries, Retrieval, RetrievalDataSettings, RetrievalTaskData, SearchedCorpus
-from hanzoo.training.trainer import Trainer
-from tests.fixtures import write_recipe
+from tests.fixtures import train_until_saved, write_recipe
 
 pytestmark = pytest.mark.usefixtures("deterministic", "encoders")
 
@@ -322,19 +321,7 @@ def test_negatives_come_from_the_corpus(
             assert sorted(scores[negative] for negative in triple.negatives) == pytest.approx(others[-2:])
 
     # killed after the first epoch, it goes on with what was found; of other settings it does not
-    class Killed(BaseException):
-        pass
-
-    plain = Trainer._save
-
-    def save(self: Trainer) -> None:
-        plain(self)
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_save", save)
-        with pytest.raises(Killed):
-            build.train(path, run=tmp_path / "cut")
+    train_until_saved(path, tmp_path / "cut")
     with monkeypatch.context() as patch:
         patch.setattr("hanzoo.tasks.mining._found", None)
         again = build.train(path, run=tmp_path / "cut", resume=True)
