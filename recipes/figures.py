@@ -87,6 +87,27 @@ class Against(_Strict):
     rounds: int = Field(ge=1)
 
 
+class FirstStage(_Strict):
+    """What found the candidates that a search model ranked, and how the main figure differs from that of its own ranking.
+
+    Attributes:
+        name: of the first stage.
+        candidates: of a query.
+        weight: of the model's score beside the first stage's.
+        figure: the main figure of the first stage by itself, in 0-1.
+        difference, interval, p, rounds: as in Against.
+    """
+
+    name: str = Field(min_length=1)
+    candidates: int = Field(ge=1)
+    weight: Share
+    figure: Share
+    difference: Difference
+    interval: tuple[Difference, Difference]
+    p: Annotated[float, Field(gt=0, le=1)]
+    rounds: int = Field(ge=1)
+
+
 class Result(_Strict):
     """One figure, as a command wrote it.
 
@@ -107,6 +128,7 @@ class Result(_Strict):
             its training, the share of legal tag sequences, what calibration gave, the hash of its weights.
         versions: package -> version.
         against: see Against.
+        first_stage: see FirstStage; None where the model searched the whole corpus, or searched nothing.
         published: see Published.
         asked: what was aimed at ("at least 76"), in words.
         note: what a reader of the figure must know, in words.
@@ -137,6 +159,7 @@ class Result(_Strict):
     weights_sha256: list[str] = []
     versions: dict[str, str] = {}
     against: Against | None = None
+    first_stage: FirstStage | None = None
     published: Published | None = None
     asked: str = ""
     note: str = ""
@@ -314,10 +337,18 @@ def _figures(result: Result) -> str:
     lines = [show_figure(result.metrics[main], count_seeds=True)]
     lines += [f"{name}: {show_figure(metrics[main])}" for name, metrics in result.subsets.items() if main in metrics]
     if result.against:
-        difference, interval = show_difference(result.against.difference), show_interval(result.against.interval)
-        p = "" if result.against.p is None else f", p = {show_p(result.against.p)}"
-        lines.append(f"{difference} ({interval}){p}, against {_recipe(result.against)}")
+        lines.append(f"{_difference(result.against)}, against {_recipe(result.against)}")
+    if first := result.first_stage:
+        lines.append(
+            f"{_difference(first)}, against {first.name} alone ({show_figure(first.figure)}), whose first {first.candidates} it "
+            f"ranks, its own score weighing {first.weight:g}"
+        )
     return "<br>".join(lines)
+
+
+def _difference(found: Against | FirstStage) -> str:
+    p = "" if found.p is None else f", p = {show_p(found.p)}"
+    return f"{show_difference(found.difference)} ({show_interval(found.interval)}){p}"
 
 
 def _published(result: Result) -> str:

@@ -371,7 +371,12 @@ class RetrievalReport(Report):
 
     def recorded(self) -> dict[str, Any]:
         names = self.scores[0].figures
-        return {"metrics": {name: [scores.figures[name] for scores in self.scores] for name in names}}
+        found: dict[str, Any] = {"metrics": {name: [scores.figures[name] for scores in self.scores] for name in names}}
+        gain = self.against_first_stage()
+        if self.stage is not None and self.alone is not None and gain is not None:
+            alone = self.alone.figures[self.task.figure]
+            found["first_stage"] = {"name": "bm25", **self.stage._asdict(), "figure": alone, **gain.to_json()}
+        return found
 
     def counts(self, figure: str) -> NDArray[np.float64]:
         """(seeds, queries, 2): the figure of each query, and 1."""

@@ -120,6 +120,19 @@ def test_a_difference_stands_below_the_figure(tmp_path: Path) -> None:
         assert text.count("against") == 1
 
 
+def test_what_a_first_stage_finds_alone_stands_below_the_figure(tmp_path: Path) -> None:
+    figures = {"mrr@10": [0.4, 0.42, 0.44], "ndcg@10": [0.4] * 3, "recall@10": [0.5] * 3, "recall@100": [0.6] * 3}
+    keys = ("difference", "interval", "p", "rounds")
+    first = {"name": "bm25", "candidates": 100, "weight": 0.7, "figure": 0.4253} | {key: AGAINST[key] for key in keys}
+    root = house(tmp_path, {**RESULT, "metrics": figures, "first_stage": first})
+    assert main(["--root", str(root)]) == 0
+    cell = (
+        "| 42.00 ± 2.00 (3)<br>-0.53 (-1.41 to +0.44), p = 0.27, against bm25 alone (42.53), whose first 100 it ranks, its own "
+        "score weighing 0.7 |"
+    )
+    assert cell in (root / "recipes/README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("weights", "against", "expected"),
     [

@@ -195,6 +195,14 @@ def test_the_commands(runs: dict[str, Path], folder: Path, tmp_path: Path, capsy
     assert json.loads(capsys.readouterr().out)["recall@10"] > 0
     assert cli.evaluate([run, "--record", str(record)]) == 0
     assert set(json.loads(record.read_text("utf-8"))["metrics"]) >= {"mrr@10", "ndcg@10", "recall@100"}
+    recorded = json.loads(record.read_text("utf-8"))
+    assert "first_stage" not in recorded
+    staged = ["--record", str(record), "--first-stage", "bm25", "--candidates", "5", "--weight", "0.5"]
+    assert cli.evaluate([run, *staged, "--variant", "bm25"]) == 0
+    recorded, first = json.loads(record.read_text("utf-8")), json.loads(record.read_text("utf-8"))["first_stage"]
+    assert (first["name"], first["candidates"], first["weight"]) == ("bm25", 5, 0.5)
+    assert first["difference"] == pytest.approx(recorded["metrics"]["mrr@10"][0] - first["figure"])
+    assert first["interval"][0] <= first["difference"] <= first["interval"][1]
     capsys.readouterr()
     assert cli.evaluate([run, "--candidates", "5"]) == 2
     assert "must stand with --first-stage" in capsys.readouterr().err
