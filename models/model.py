@@ -776,8 +776,9 @@ class Matcher(Model):
             queries: texts; none may be blank.
             corpus: see `index`; or an index that is there already.
             k: at least 1; there are fewer hits where the corpus is smaller, or a first stage finds fewer.
-            first_stage: "bm25", or another index of the same corpus: it finds the candidates, and this model ranks them. None =
-                this model ranks the whole corpus, which a cross-encoder refuses.
+            first_stage: "bm25", or another index of the same corpus: it finds the candidates, and this model ranks them; of a
+                corpus that is no index it reads them alone. None = this model ranks the whole corpus, which a cross-encoder
+                refuses.
             candidates: of a query, that the first stage gives.
             weight: of this model's score in the mix with the first stage's; see `Staged`.
 
@@ -791,6 +792,8 @@ class Matcher(Model):
                     "search: first_stage must be an index where the corpus is one. Give BM25Index.build(corpus)."
                 )
             first_stage = BM25Index.build(corpus)
+        if first_stage is not None and not isinstance(corpus, Index):
+            return Staged.for_queries(queries, first_stage, self.index, corpus, candidates, weight).search(queries, k)
         index = corpus if isinstance(corpus, Index) else self.index(corpus)
         if first_stage is not None:
             index = Staged(first_stage, index, candidates, weight)

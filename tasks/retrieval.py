@@ -135,11 +135,21 @@ class SearchedCorpus:
 
     def index_of(self, model: Matcher, whole: bool = True) -> Index:
         """The index of a model; made anew where its weights are others. `whole` = False: of this rank's share alone."""
-        name = f"{model.fingerprint()} {whole}"
+        name = _index_name(model, whole)
         if self._of_model is None or self._of_model[0] != name:
             self._of_model = None  # before the next is made: two need twice the room
             self._of_model = name, model.index(self.passages if whole else share(self.passages))
         return self._of_model[1]
+
+    def behind_bm25(self, model: Matcher, queries: Sequence[str], candidates: int, weight: float) -> Staged:
+        """BM25 and a model, for some queries: where the model has no index of the corpus yet, it reads their candidates alone."""
+        if self._of_model is not None and self._of_model[0] == _index_name(model):
+            return Staged(self.bm25(), self._of_model[1], candidates, weight)
+        return Staged.for_queries(queries, self.bm25(), model.index, self.passages, candidates, weight)
+
+
+def _index_name(model: Matcher, whole: bool = True) -> str:
+    return f"{model.fingerprint()} {whole}"
 
 
 class JudgedQuery(NamedTuple):
@@ -309,8 +319,8 @@ def hits_of(
     if stage is None and isinstance(model, CrossEncoder):
         stage = FirstStage(weight=1.0)
     if stage is not None:
-        index = Staged(corpus.bm25(), corpus.index_of(model), stage.candidates, stage.weight)
-        return merge(gather_objects(index.search(share(queries), k)))
+        own = share(queries)
+        return merge(gather_objects(corpus.behind_bm25(model, own, *stage).search(own, k)))
     if num_ranks() == 1:
         return corpus.index_of(model).search(queries, k)
     found = corpus.index_of(model, whole=False).search(queries, k)

@@ -19,11 +19,11 @@ import json
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,6 +102,20 @@ def read_corpus(corpus: Corpus) -> tuple[list[TextId], list[str]]:
     return ids, texts
 
 
+def check_queries(queries: Sequence[str]) -> None:
+    """Raises TypeError where queries are one string, or hold something else; DataError where one is blank."""
+    if isinstance(queries, str):
+        raise TypeError("search: queries must be a list of strings, but are one string. Write search([query]).")
+    for number, query in enumerate(queries):
+        if not isinstance(query, str):
+            raise TypeError(f"search: queries must be strings, but one is {type(query).__name__}.")
+        if not query.strip():
+            raise DataError(
+                f"query: must hold a character that is no blank, but query {number} of its block is {query[:20]!r}. "
+                "Leave it out."
+            )
+
+
 def best_places(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     """The places of the k highest scores, the highest first, ties in order; what is -inf is none of them.
 
@@ -160,14 +174,7 @@ class Index(ABC):
             raise ValueError(f"search: k must be at least 1, but is {k}.")
         waiting = iter(queries)
         while block := list(islice(waiting, QUERIES_AT_ONCE)):
-            for number, query in enumerate(block):
-                if not isinstance(query, str):
-                    raise TypeError(f"search: queries must be strings, but one is {type(query).__name__}.")
-                if not query.strip():
-                    raise DataError(
-                        f"query: must hold a character that is no blank, but query {number} of its block is {query[:20]!r}. "
-                        "Leave it out."
-                    )
+            check_queries(block)
             for ranking in self.rankings(block, k):
                 pairs = zip(ranking.places.tolist(), ranking.scores.tolist(), strict=True)
                 yield [Hit(self.ids[place], score) for place, score in pairs]
@@ -184,8 +191,7 @@ class Index(ABC):
             DataError: a query is blank.
             ValueError: k is below 1.
         """
-        if isinstance(queries, str):
-            raise TypeError("search: queries must be a list of strings, but are one string. Write search([query]).")
+        check_queries(queries)
         return list(self.stream(queries, k))
 
     def save(self, folder: str | Path) -> None:
@@ -215,6 +221,35 @@ class ScoringIndex(Index):
 
 
 @dataclass(frozen=True)
+class PartIndex(Index):
+    """An index of some texts of a corpus, which scores them by their places in the whole.
+
+    Attributes:
+        ids: of the whole corpus.
+        places: (texts of the part,) int64, rising: where they stand in the whole.
+        index: of them alone.
+    """
+
+    ids: Sequence[TextId]
+    places: NDArray[np.int64]
+    index: Index
+
+    def rankings(self, queries: Sequence[str], k: int) -> Iterator[Ranking]:
+        for ranking in self.index.rankings(queries, k):
+            yield Ranking(self.places[ranking.places], ranking.scores)
+
+    def scores_of(self, queries: Sequence[str], places: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
+        rows = [np.searchsorted(self.places, row) for row in places]
+        for row, wanted in zip(rows, places, strict=True):
+            if not np.array_equal(self.places.take(row, mode="clip"), wanted):
+                raise ValueError("search: texts must be of the part of the corpus that was read, but are not.")
+        return self.index.scores_of(queries, rows)
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        raise RunError("search: an index of a part must be saved as what it is made of. Save that one.")
+
+
+@dataclass(frozen=True)
 class Staged(Index):
     """The candidates of one index, ranked by another.
 
@@ -239,13 +274,41 @@ class Staged(Index):
                 f"search: candidates must be at least 1 and weight in [0, 1], but are {self.candidates} and {self.weight}."
             )
 
+    @classmethod
+    def for_queries(
+        cls,
+        queries: Sequence[str],
+        first: Index,
+        read: Callable[[Sequence[str]], Index],
+        corpus: Corpus,
+        candidates: int = 100,
+        weight: float = 1.0,
+    ) -> Self:
+        """Two stages for some queries alone: of the corpus only their candidates are read into the second.
+
+        Args:
+            queries: that it will be asked; none may be blank.
+            first: an index of the corpus.
+            read: makes the second of texts.
+            corpus: texts, passages, or a mapping from ids to texts.
+            candidates, weight: see the class.
+        """
+        check_queries(queries)
+        ids, texts = read_corpus(corpus)
+        whole = cls(first, PartIndex(ids, np.arange(len(ids)), first), candidates, weight)  # which checks what is given
+        found = [ranking.places for ranking in first.rankings(queries, candidates)]
+        places = np.unique(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)
+        if not len(places):
+            return whole
+        second = PartIndex(ids, places, read([texts[place] for place in places]))
+        return replace(whole, second=second)
+
     @property
     def ids(self) -> Sequence[TextId]:  # type: ignore[override]  # as both have them
         return self.first.ids
 
     def rankings(self, queries: Sequence[str], k: int) -> Iterator[Ranking]:
-        found = list(self.first.rankings(queries, max(k, self.candidates)))
-        found = [ranking.first(self.candidates) for ranking in found]
+        found = list(self.first.rankings(queries, self.candidates))
         again = self.second.scores_of(queries, [ranking.places for ranking in found])
         for ranking, scores in zip(found, again, strict=True):
             mixed = mix(scores, ranking.scores, self.weight)

@@ -22,7 +22,7 @@ from hanzoo.models.cross_encoder import CrossEncoder
 from hanzoo.models.search import tokens
 from hanzoo.models.search import vectors as vector_search
 from hanzoo.models.search.bm25 import BM25Index, words
-from hanzoo.models.search.index import META_FILE, Hit, Staged, best_places, mix
+from hanzoo.models.search.index import META_FILE, Hit, PartIndex, Staged, best_places, mix
 from hanzoo.models.search.tokens import TokenStore
 from hanzoo.models.search.vectors import FaissIndex, VectorIndex
 from tests.references.matching import max_sim
@@ -253,6 +253,49 @@ def test_a_model_ranks_the_candidates_of_bm25(cls: type[Any]) -> None:
     index = model.index(CORPUS)
     assert ids(Staged(first, index, 4, 0.0).search(QUERIES, 3)) == ids(first.search(QUERIES, 3))
     assert ids(model.search(QUERIES, index, 3, first_stage=first, candidates=4)) == ids(found)
+
+
+@pytest.mark.parametrize("cls", [BiEncoder, ColBERT, CrossEncoder])
+def test_behind_a_first_stage_a_model_reads_the_candidates_alone(
+    cls: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(cls)
+    first = BM25Index.build(CORPUS)
+    wanted = Staged(first, model.index(CORPUS), 2, 0.6).search(QUERIES, 2)
+    known = {hit.id for hits in first.search(QUERIES, 2) for hit in hits}
+    assert 0 < len(known) < len(CORPUS), "the test would not notice that all are read"
+    read: list[str] = []
+    index = model.index
+    monkeypatch.setattr(model, "index", lambda texts: read.extend(texts) or index(texts))
+    found = model.search(QUERIES, CORPUS, 2, first_stage=first, candidates=2, weight=0.6)
+    assert read == [CORPUS[place] for place in sorted(known)]
+    assert ids(found) == ids(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        assert [hit.score for hit in one] == pytest.approx([hit.score for hit in other], abs=1e-5)
+    # queries that no text shares a word with have no candidates, and nothing is read for them
+    read.clear()
+    assert model.search(["龘"], CORPUS, first_stage=first) == [[]]
+    assert not read
+    for wrong, error in (("一", TypeError), (["  "], DataError)):
+        with pytest.raises(error):
+            model.search(wrong, CORPUS, first_stage=first)
+    with pytest.raises(ValueError, match="candidates must be at least 1"):
+        model.search(QUERIES, CORPUS, first_stage=first, candidates=0)
+    with pytest.raises(ValueError, match="both stages must index the same corpus"):
+        model.search(QUERIES, CORPUS[:-1], first_stage=first)
+    assert not read
+
+
+def test_a_part_of_a_corpus_knows_its_places() -> None:
+    model = build(BiEncoder)
+    part = PartIndex(range(len(CORPUS)), np.array([1, 3]), model.index([CORPUS[1], CORPUS[3]]))
+    (wanted,) = model.index(CORPUS).scores_of(QUERIES[:1], [np.array([3, 1])])
+    (scores,) = part.scores_of(QUERIES[:1], [np.array([3, 1])])
+    assert scores == pytest.approx(wanted, abs=1e-6)
+    assert {hit.id for hit in part.search(QUERIES[:1], 9)[0]} == {1, 3}
+    for other in ([2], [9]):
+        with pytest.raises(ValueError, match="of the part of the corpus that was read"):
+            part.scores_of(QUERIES[:1], [np.array(other)])
 
 
 def test_scores_are_mixed_after_they_are_normalised() -> None:
