@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self, overload
 
@@ -373,16 +374,18 @@ class RetrievalReport(Report):
 
     def summary(self) -> dict[str, Any]:
         told: dict[str, Any] = {
-            name: values[0] if len(values) == 1 else values for name, values in self.recorded()["metrics"].items()
+            name: values[0] if len(values) == 1 else values for name, values in self._metrics().items()
         }
         if self.stage is not None and self.alone is not None:
             told["first_stage"] = {"name": "bm25", **self.stage._asdict(), **self.alone.figures}
         return told
 
+    def _metrics(self) -> dict[str, list[float]]:
+        return {name: [scores.figures[name] for scores in self.scores] for name in self.scores[0].figures}
+
     def recorded(self) -> dict[str, Any]:
-        names = self.scores[0].figures
-        found: dict[str, Any] = {"metrics": {name: [scores.figures[name] for scores in self.scores] for name in names}}
-        gain = self.against_first_stage()
+        found: dict[str, Any] = {"metrics": self._metrics()}
+        gain = self.against_first_stage
         if self.stage is not None and self.alone is not None and gain is not None:
             alone = self.alone.figures[self.task.figure]
             found["first_stage"] = {"name": "bm25", **self.stage._asdict(), "figure": alone, **gain.to_json()}
@@ -396,6 +399,7 @@ class RetrievalReport(Report):
         figure = self.task.figure
         return compare(self.counts(figure), other.counts(figure), mean_of, seed=0)
 
+    @cached_property
     def against_first_stage(self) -> Comparison | None:
         """How the main figure differs from that of the first stage alone."""
         if self.alone is None:
@@ -602,7 +606,7 @@ class Retrieval(Task):
         staged = [report for report in reports if report.alone is not None]
         for report in staged:
             assert report.alone is not None
-            found = report.against_first_stage()
+            found = report.against_first_stage
             assert found is not None
             table = results_table(
                 [{"first stage": "BM25"} | {name: report.alone.figures[name] for name in self.columns}]

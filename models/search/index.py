@@ -102,17 +102,19 @@ def read_corpus(corpus: Corpus) -> tuple[list[TextId], list[str]]:
     return ids, texts
 
 
-def check_queries(queries: Sequence[str]) -> None:
-    """Raises TypeError where queries are one string, or hold something else; DataError where one is blank."""
+def check_queries(queries: Sequence[str], before: int = 0) -> None:
+    """Raises TypeError where queries are one string, or hold something else; DataError where one is blank.
+
+    `before`: how many others went before them, for the number that an error names.
+    """
     if isinstance(queries, str):
         raise TypeError("search: queries must be a list of strings, but are one string. Write search([query]).")
-    for number, query in enumerate(queries):
+    for number, query in enumerate(queries, before):
         if not isinstance(query, str):
-            raise TypeError(f"search: queries must be strings, but one is {type(query).__name__}.")
+            raise TypeError(f"search: queries must be strings, but query {number} is {type(query).__name__}.")
         if not query.strip():
             raise DataError(
-                f"query: must hold a character that is no blank, but query {number} of its block is {query[:20]!r}. "
-                "Leave it out."
+                f"query: must hold a character that is no blank, but query {number} is {query[:20]!r}. Leave it out."
             )
 
 
@@ -172,9 +174,10 @@ class Index(ABC):
         """
         if k < 1:
             raise ValueError(f"search: k must be at least 1, but is {k}.")
-        waiting = iter(queries)
+        waiting, before = iter(queries), 0
         while block := list(islice(waiting, QUERIES_AT_ONCE)):
-            check_queries(block)
+            check_queries(block, before)
+            before += len(block)
             for ranking in self.rankings(block, k):
                 pairs = zip(ranking.places.tolist(), ranking.scores.tolist(), strict=True)
                 yield [Hit(self.ids[place], score) for place, score in pairs]
@@ -292,6 +295,8 @@ class Staged(Index):
             read: makes the second of texts.
             corpus: texts, passages, or a mapping from ids to texts.
             candidates, weight: see the class.
+
+        Cost: the first stage is asked twice, here and when these queries are searched.
         """
         check_queries(queries)
         ids, texts = read_corpus(corpus)

@@ -199,7 +199,8 @@ def test_the_commands(runs: dict[str, Path], folder: Path, tmp_path: Path, capsy
     assert "first_stage" not in recorded
     staged = ["--record", str(record), "--first-stage", "bm25", "--candidates", "5", "--weight", "0.5"]
     assert cli.evaluate([run, *staged, "--variant", "bm25"]) == 0
-    recorded, first = json.loads(record.read_text("utf-8")), json.loads(record.read_text("utf-8"))["first_stage"]
+    recorded = json.loads(record.read_text("utf-8"))
+    first = recorded["first_stage"]
     assert (first["name"], first["candidates"], first["weight"]) == ("bm25", 5, 0.5)
     assert first["difference"] == pytest.approx(recorded["metrics"]["mrr@10"][0] - first["figure"])
     assert first["interval"][0] <= first["difference"] <= first["interval"][1]
