@@ -286,6 +286,12 @@ def test_behind_a_first_stage_a_model_reads_the_candidates_alone(
     assert not read
 
 
+def test_a_blank_query_is_named_by_its_place_among_all() -> None:
+    first = BM25Index.build(CORPUS)
+    with pytest.raises(DataError, match="query 70 is ' '"):
+        list(first.stream(query for query in [*QUERIES[:1] * 70, " "]))
+
+
 def test_a_part_of_a_corpus_knows_its_places() -> None:
     model = build(BiEncoder)
     part = PartIndex(range(len(CORPUS)), np.array([1, 3]), model.index([CORPUS[1], CORPUS[3]]))
