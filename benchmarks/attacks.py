@@ -22,7 +22,6 @@ A line of JSON ends the output; --save also writes it to benchmarks/results/atta
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import platform
@@ -39,6 +38,7 @@ sys.path.insert(0, str(ROOT))  # a checkout that is not installed works too
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from benchmarks.report import report  # noqa: E402
 from hanzoo.build import load_data  # noqa: E402
 from hanzoo.data.randomness import generator, reseed  # noqa: E402
 from hanzoo.models.bilstm_crf import BiLSTMCRF  # noqa: E402
@@ -323,12 +323,7 @@ def main() -> None:
         "torch": str(torch.__version__),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
-    text = json.dumps(line, ensure_ascii=False)
-    if options.save:
-        target = ROOT / "benchmarks" / "results" / "attacks.json"
-        target.parent.mkdir(exist_ok=True)
-        target.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    report(line, options.save)
     if not line["holds"]:
         sys.exit(1)
 

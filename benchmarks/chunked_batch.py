@@ -27,7 +27,10 @@ from typing import Any
 
 # No torch here: a child's peak counts the memory of the process that it was forked from.
 ROOT = Path(__file__).resolve().parents[1]
-TARGET = ROOT / "benchmarks" / "results" / "chunked_batch.json"
+sys.path.insert(0, str(ROOT))  # a checkout that is not installed works too
+
+from benchmarks.report import report  # noqa: E402
+
 ASKED = 1.3
 
 TRAIN = """
@@ -115,10 +118,7 @@ def main() -> None:
         "cases": {name: {fact: said[fact] for fact in facts} for name, said in found.items()},
         **{name: value for name, value in found["64"].items() if name not in facts},
     }
-    text = json.dumps(line, ensure_ascii=False)
-    if options.save:
-        TARGET.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    report(line, options.save)
 
 
 if __name__ == "__main__":

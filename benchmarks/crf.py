@@ -12,7 +12,6 @@ output; --save also writes it to benchmarks/results/crf.json.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -31,6 +30,7 @@ import torch  # noqa: E402
 import torchcrf  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from benchmarks.report import report  # noqa: E402
 from hanzoo.data.schemes import TagSet  # noqa: E402
 from hanzoo.models.layers.crf import CRF, log_likelihood, marginals  # noqa: E402
 
@@ -176,12 +176,7 @@ def main() -> None:
     line |= {"torch": torch.__version__, "machine": f"{platform.machine()}, {os.cpu_count()} cores"}
     print(f"largest emission-gradient error at length 512: {line['gradient_error_512']:.1e}")
     print(f"compiled at first use: {line['compile_seconds']} s training, {line['compile_seconds_decode']} s decoding")
-    text = json.dumps(line)
-    if options.save:
-        target = ROOT / "benchmarks" / "results" / "crf.json"
-        target.parent.mkdir(exist_ok=True)
-        target.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    report(line, options.save)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ benchmarks/results/encoder_speed.json, beside those of other numbers of threads.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -37,14 +36,13 @@ from torch.nn.utils.rnn import pad_sequence  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 from transformers import AutoModel  # noqa: E402
 
+from benchmarks.report import last, report  # noqa: E402
 from benchmarks.sides import WARM_UP, Side, difference_of_emissions, in_turn, our_side  # noqa: E402
 from hanzoo.build import describe_machine, load_data  # noqa: E402
 from hanzoo.data.randomness import reseed  # noqa: E402
 from hanzoo.data.subwords import find_encoder, quiet  # noqa: E402
 from hanzoo.models.encoder_crf import EncoderCRF  # noqa: E402
 from hanzoo.recipe import Recipe, load_recipe  # noqa: E402
-
-RESULTS = ROOT / "benchmarks" / "results" / "encoder_speed.json"
 
 
 class PlainNetwork(nn.Module):
@@ -179,17 +177,12 @@ def main() -> None:
         print(f"{encoder:20}{ours:19.1f}{theirs:8.1f}{measured[encoder]['ratio']:8.2f}   {low:.2f} to {high:.2f}")
     line = {"benchmark": "encoder_speed", "asked": 1.5, "precision": plain.train.precision, "data": data.name}
     line |= {"batch_size": plain.train.batch_size, "torch": str(torch.__version__)}
-    line["threads"] = {}
-    if options.save and RESULTS.is_file():
-        line["threads"] |= json.loads(RESULTS.read_text(encoding="utf-8"))["threads"]
+    line["threads"] = last("encoder_speed").get("threads", {}) if options.save else {}
     line["threads"][str(options.threads)] = {
         **measured, "clock": clock.__name__, "rounds": options.rounds, "steps": options.steps, "warm_up": WARM_UP,
         "machine": describe_machine(torch.device("cpu")),
     }  # fmt: skip
-    text = json.dumps(line)
-    if options.save:
-        RESULTS.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    report(line, options.save)
 
 
 if __name__ == "__main__":

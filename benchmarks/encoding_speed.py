@@ -16,7 +16,6 @@ other encoders.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import statistics
 import sys
@@ -36,6 +35,7 @@ import torch  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
 import hanzoo  # noqa: E402
+from benchmarks.report import last, report  # noqa: E402
 from benchmarks.sides import Side, in_turn  # noqa: E402
 from hanzoo.build import describe_machine  # noqa: E402
 from hanzoo.data.document import Document  # noqa: E402
@@ -44,7 +44,6 @@ from hanzoo.data.randomness import reseed  # noqa: E402
 from hanzoo.data.training_items import texts as texts_of  # noqa: E402
 from hanzoo.models.bi_encoder import BiEncoder  # noqa: E402
 
-RESULTS = ROOT / "benchmarks" / "results" / "encoding_speed.json"
 THEIR_BATCHES = (32, 128)
 Encode = Callable[[Sequence[str]], NDArray[np.float32]]
 
@@ -123,17 +122,13 @@ def main() -> None:
         measured = {name: compare(sides, texts, options.rounds, options.texts) for name, texts in corpora.items()}
     import sentence_transformers
 
-    line = {
-        "benchmark": "encoding_speed", "asked": 1, "encoder": options.encoder, **measured, "max_pieces": options.max_pieces,
-        "rounds": options.rounds, "texts_a_round": options.texts, "threads": options.threads,
-        "sentence_transformers": sentence_transformers.__version__, "torch": str(torch.__version__),
-        "machine": describe_machine(torch.device("cpu")),
+    encoders = last("encoding_speed").get("encoders", {}) if options.save else {}
+    encoders[options.encoder] = {
+        **measured, "max_pieces": options.max_pieces, "rounds": options.rounds, "texts_a_round": options.texts,
+        "threads": options.threads, "sentence_transformers": sentence_transformers.__version__,
+        "torch": str(torch.__version__), "machine": describe_machine(torch.device("cpu")),
     }  # fmt: skip
-    if options.save:
-        known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
-        known = [other for other in known if other["encoder"] != options.encoder]
-        RESULTS.write_text(json.dumps([*known, line], indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(line))
+    report({"benchmark": "encoding_speed", "asked": 1, "encoders": encoders}, options.save)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import statistics
 import subprocess
@@ -53,6 +52,7 @@ from benchmarks.flat_attention import (  # noqa: E402
     plain_layers,
 )
 from benchmarks.plain_flat import PlainRelativeAttention  # noqa: E402
+from benchmarks.report import keep, last, report  # noqa: E402
 from benchmarks.sides import WARM_UP, difference_of_emissions, in_turn, our_side  # noqa: E402
 from hanzoo.build import describe_machine, load_data  # noqa: E402
 from hanzoo.data.catalogue import load_tagging_data  # noqa: E402
@@ -65,7 +65,6 @@ from hanzoo.models.layers.relative_position import RelativeAttention  # noqa: E4
 from hanzoo.models.model import model_class  # noqa: E402
 from hanzoo.recipe import Recipe, load_recipe  # noqa: E402
 
-RESULTS = ROOT / "benchmarks" / "results" / "flat.json"
 PARTS = ("attention", "memory", "training", "long")
 LENGTHS = {50: 10, 100: 10, 200: 10, 400: 2}  # characters -> texts
 FEW_ROUNDS_FROM = 200  # characters: the plain layer takes many seconds there
@@ -395,9 +394,7 @@ def main() -> None:
     if set(parts) - set(PARTS) or set(lengths) - set(map(str, LENGTHS)):
         parser.error(f"--only must be of {', '.join(PARTS)}, --characters of {', '.join(map(str, LENGTHS))}")
     torch.set_num_threads(options.threads)
-    line: dict[str, Any] = {"benchmark": "flat"}
-    if options.save and RESULTS.is_file():
-        line |= json.loads(RESULTS.read_text(encoding="utf-8"))
+    line: dict[str, Any] = {"benchmark": "flat", **(last("flat") if options.save else {})}
     lattices: dict[int, Lattices] = {}
     if {"attention", "memory"} & set(parts):
         lattices = {length: of for length, of in real_lattices().items() if str(length) in lengths}
@@ -416,8 +413,8 @@ def main() -> None:
             "machine": describe_machine(torch.device("cpu")),
         }  # fmt: skip
         if options.save:
-            RESULTS.write_text(json.dumps(line) + "\n", encoding="utf-8")
-    print(json.dumps(line))
+            keep(line)
+    report(line, options.save)
 
 
 if __name__ == "__main__":

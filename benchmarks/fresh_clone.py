@@ -35,6 +35,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # a checkout that is not installed works too
+
+from benchmarks.report import report  # noqa: E402
+
 KEPT = re.compile(
     r"PATH|TMPDIR|LANG|LC_\w+|TERM|(PIP|UV)_\w+|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|(https?|all|no)_proxy",
     re.IGNORECASE,
@@ -157,12 +161,7 @@ def main() -> None:
         if not re.match(r"[A-Z]+=", word):
             parser.error(f"a setting must be NAME=VALUE, but is {word!r}")
     record, well = measure(ROOT, arguments.settings, os.environ)
-    line = json.dumps(record, ensure_ascii=False)
-    if arguments.save and well:
-        target = ROOT / "benchmarks" / "results" / "fresh_clone.json"
-        target.parent.mkdir(exist_ok=True)
-        target.write_text(line + "\n", encoding="utf-8")
-    print(line)
+    report(record, arguments.save and well)
     if not well:
         sys.exit(1)
 

@@ -29,6 +29,9 @@ from pathlib import Path
 
 # No torch here: a child's peak counts the memory of the process that it was forked from.
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # a checkout that is not installed works too
+
+from benchmarks.report import report  # noqa: E402
 
 BUILD = """
 import sys
@@ -142,12 +145,7 @@ def main() -> None:
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         }
     print(f"long line, emissions in pieces against the whole: {error:.1e}")
-    text = json.dumps(line)
-    if options.save:
-        target = ROOT / "benchmarks" / "results" / "inference_memory.json"
-        target.parent.mkdir(exist_ok=True)
-        target.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    report(line, options.save)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ first match. A line of JSON ends the output; --save also writes it to benchmarks
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -38,6 +37,7 @@ sys.path.insert(0, str(ROOT))  # a checkout that is not installed works too
 
 import ahocorasick  # noqa: E402
 
+from benchmarks.report import report  # noqa: E402
 from hanzoo.data.catalogue import load_tagging_data  # noqa: E402
 from hanzoo.data.lattice import Lattice  # noqa: E402
 from hanzoo.data.lexicon import Lexicon, read_words  # noqa: E402
@@ -182,12 +182,7 @@ def main() -> None:
     line |= {"open_words": NUM_WORDS, "open_seconds": round(opening, 2), "open_seconds_wall": round(wall, 2)}
     line |= {"rounds": options.rounds, "pyahocorasick": version("pyahocorasick"), "python": platform.python_version()}
     line |= {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}
-    text = json.dumps(line)
-    if options.save:
-        target = ROOT / "benchmarks" / "results" / "lattice.json"
-        target.parent.mkdir(exist_ok=True)
-        target.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    report(line, options.save)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import platform
 import statistics
@@ -44,6 +43,7 @@ sys.path.insert(0, str(ROOT))  # a checkout that is not installed works too
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from benchmarks.report import report  # noqa: E402
 from hanzoo.build import load_data  # noqa: E402
 from hanzoo.data.randomness import reseed  # noqa: E402
 from hanzoo.models.bilstm_crf import BiLSTMCRF  # noqa: E402
@@ -233,12 +233,7 @@ def main() -> None:
     line |= {"rounds": options.rounds, "steps": options.steps, "batch_size": BATCH, "threads": 1}
     line |= {"parameters": sum(p.numel() for p in models[0].parameters()), "torch": str(torch.__version__)}
     line["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
-    text = json.dumps(line)
-    if options.save:
-        target = ROOT / "benchmarks" / "results" / "loop_overhead.json"
-        target.parent.mkdir(exist_ok=True)
-        target.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    report(line, options.save)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,12 @@
 
 Cosine of mean-pooled vectors, nothing trained, no layer of random weights: what unsupervised training has to beat. On the test
 split of a set where it has one with labels, else on the fixed-hash tenth of its train that serves as dev (ATEC). A line of JSON
-ends the output; --save also writes it to benchmarks/results/matching_baselines.json.
+ends the output; --save also writes it to benchmarks/results/matching_baselines.json, beside those of other encoders.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ sys.path.insert(0, str(ROOT))  # a checkout that is not installed works too
 
 import torch  # noqa: E402
 
+from benchmarks.report import last, report  # noqa: E402
 from hanzoo.build import describe_machine  # noqa: E402
 from hanzoo.data.document import Document  # noqa: E402
 from hanzoo.data.matching_catalogue import load_pairs  # noqa: E402
@@ -29,7 +29,6 @@ from hanzoo.evaluation.report import results_table  # noqa: E402
 from hanzoo.models.bi_encoder import BiEncoder  # noqa: E402
 from hanzoo.tasks.matching import labels_of, scores_of  # noqa: E402
 
-RESULTS = ROOT / "benchmarks" / "results" / "matching_baselines.json"
 SETS = ("stsb", "lcqmc", "bq", "pawsx", "atec")
 
 
@@ -64,14 +63,12 @@ def main() -> None:
     print(
         results_table([{"encoder": name} | {k: v["spearman"] for k, v in row.items()} for name, row in found.items()])
     )
+    others = last("matching_baselines").get("figures", {}) if options.save else {}
     line = {
-        "benchmark": "matching_baselines", "pooling": "mean", "max_pieces": options.max_pieces, "figures": found,
+        "benchmark": "matching_baselines", "pooling": "mean", "max_pieces": options.max_pieces, "figures": others | found,
         "minutes": round((time.monotonic() - start) / 60, 1), "machine": describe_machine(torch.device("cpu")),
     }  # fmt: skip
-    text = json.dumps(line)
-    if options.save:
-        RESULTS.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    report(line, options.save)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from benchmarks.report import report  # noqa: E402
 from hanzoo.build import describe_machine  # noqa: E402
 from hanzoo.data.document import Document  # noqa: E402
 from hanzoo.data.matching_catalogue import load_retrieval  # noqa: E402
@@ -44,7 +45,6 @@ from hanzoo.models.colbert import ColBERT  # noqa: E402
 from hanzoo.models.search.index import META_FILE  # noqa: E402
 from hanzoo.models.search.tokens import TokenStore  # noqa: E402
 
-RESULTS = ROOT / "benchmarks" / "results" / "max_sim_search.json"
 QUERIES_FILE = "queries.npz"
 Side = Callable[[Tensor], Tensor]  # (query_tokens, dimension) -> (texts,) scores
 
@@ -196,10 +196,7 @@ def main() -> None:
         "max_pieces": options.max_pieces, "rounds": options.rounds, "queries_a_round": options.queries,
         "torch": str(torch.__version__), "machine": describe_machine(torch.device("cpu")),
     }  # fmt: skip
-    text = json.dumps(line)
-    if options.save:
-        RESULTS.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    report(line, options.save)
 
 
 if __name__ == "__main__":

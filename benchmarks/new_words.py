@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))  # a checkout that is not installed works too
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from benchmarks.report import report  # noqa: E402
 from hanzoo.build import commit, load, load_data, read_json  # noqa: E402
 from hanzoo.data.document import Document  # noqa: E402
 from hanzoo.errors import RunError  # noqa: E402
@@ -38,7 +39,6 @@ from hanzoo.models.model import Tagger  # noqa: E402
 from hanzoo.recipe import load_recipe  # noqa: E402
 
 NAMES = Path(__file__).with_suffix(".json")
-RESULTS = ROOT / "benchmarks" / "results" / "new_words.json"
 UNTOUCHED = 200  # sentences of dev
 
 
@@ -152,10 +152,7 @@ def main() -> None:
     }
     line |= {"kind_rate": recipe.model.kind_rate, "commit": commit()}
     line |= {"as_words": as_words, "with_kinds": with_kinds, "entities_of_dev": of_dev}
-    text = json.dumps(line, ensure_ascii=False)
-    if options.save:
-        RESULTS.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    report(line, options.save)
 
 
 if __name__ == "__main__":

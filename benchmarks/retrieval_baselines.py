@@ -15,7 +15,6 @@ ends the output; --save also writes it to benchmarks/results/retrieval_baselines
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ sys.path.insert(0, str(ROOT))  # a checkout that is not installed works too
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+from benchmarks.report import report  # noqa: E402
 from hanzoo.build import describe_machine  # noqa: E402
 from hanzoo.data.document import Document  # noqa: E402
 from hanzoo.data.matching_catalogue import load_retrieval  # noqa: E402
@@ -39,7 +39,6 @@ from hanzoo.models.search.bm25 import BM25Index  # noqa: E402
 from hanzoo.models.search.index import Index, Ranking, Staged, best_places  # noqa: E402
 from hanzoo.models.search.vectors import VectorIndex  # noqa: E402
 
-RESULTS = ROOT / "benchmarks" / "results" / "retrieval_baselines.json"
 CANDIDATES, WEIGHT, RANKED = 100, 0.7, 100
 FIGURES = ("mrr@10", "ndcg@10", "recall@10", "recall@100")
 
@@ -115,10 +114,7 @@ def main() -> None:
         "weight": WEIGHT, "figures": found, "minutes": round((time.monotonic() - start) / 60, 1),
         "machine": describe_machine(torch.device("cpu")),
     }  # fmt: skip
-    text = json.dumps(line)
-    if options.save:
-        RESULTS.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    report(line, options.save)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ seconds. A line of JSON ends the output; --save also writes it to benchmarks/res
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -38,6 +37,7 @@ import torchcrf  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence  # noqa: E402
 
+from benchmarks.report import report  # noqa: E402
 from benchmarks.sides import Side, difference_of_emissions, in_turn, our_side  # noqa: E402
 from hanzoo.build import load_data  # noqa: E402
 from hanzoo.data.randomness import reseed  # noqa: E402
@@ -211,12 +211,7 @@ def main() -> None:
     line |= {"emission_difference": difference, "rounds": options.rounds, "steps": options.steps}
     line |= {"threads": options.threads, "clock": clock.__name__, "torch": str(torch.__version__)}
     line["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
-    text = json.dumps(line)
-    if options.save:
-        target = ROOT / "benchmarks" / "results" / "training_speed.json"
-        target.parent.mkdir(exist_ok=True)
-        target.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    report(line, options.save)
 
 
 if __name__ == "__main__":

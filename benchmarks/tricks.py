@@ -37,6 +37,7 @@ sys.path.insert(0, str(ROOT))  # a checkout that is not installed works too
 
 import torch  # noqa: E402
 
+from benchmarks.report import last, report  # noqa: E402
 from benchmarks.sides import in_turn, our_side  # noqa: E402
 from benchmarks.training_speed import build_model  # noqa: E402
 from hanzoo.build import describe_machine, evaluate_run, load_data  # noqa: E402
@@ -45,7 +46,6 @@ from hanzoo.evaluation.report import markdown_table, show_difference, show_figur
 from hanzoo.recipe import load_recipe  # noqa: E402
 from hanzoo.training.trick import trick_class, trick_names  # noqa: E402
 
-RESULTS = ROOT / "benchmarks" / "results" / "tricks.json"
 PAGE = ROOT / "recipes" / "TRICKS.md"
 PLAIN = "plain"
 STEPS = 40  # steps of each row a round, where speed is measured
@@ -282,7 +282,7 @@ def main() -> None:
     if min(options.jobs, options.rounds) < 1:
         parser.error("--jobs and --rounds must be at least 1")
     os.environ["OMP_NUM_THREADS"] = "1"
-    before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    before = last("tricks")
     tables: dict[str, Any] = before.get("tables", {})
     line: dict[str, Any] = {
         "benchmark": "tricks",
@@ -305,12 +305,10 @@ def main() -> None:
     line["missing"] = [
         f"{row} on {name}" for name in ("weibo", "resume") for row in rows() if row not in trained.get(name, ())
     ]
-    text = json.dumps(line, ensure_ascii=False)
     if options.save:
-        RESULTS.write_text(text + "\n", encoding="utf-8")
         PAGE.write_text(page(line), encoding="utf-8")
     print(page(line))
-    print(text)
+    report(line, options.save)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ measured. A line of JSON ends the output; --save also writes it to benchmarks/re
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ sys.path.insert(0, str(ROOT))  # a checkout that is not installed works too
 
 import torch  # noqa: E402
 
+from benchmarks.report import report  # noqa: E402
 from hanzoo.build import describe_machine, load, read_json  # noqa: E402
 from hanzoo.data.catalogue import TaggingData, load_tagging_data  # noqa: E402
 from hanzoo.data.document import Document, Span  # noqa: E402
@@ -153,10 +153,7 @@ def main() -> None:
                 agreement = ""
     line |= {"threads": torch.get_num_threads(), "torch": str(torch.__version__)}
     line["machine"] = describe_machine(torch.device("cpu"))
-    told = json.dumps(line, ensure_ascii=False)
-    if options.save:
-        (ROOT / "benchmarks" / "results" / "windows.json").write_text(told + "\n", encoding="utf-8")
-    print(told)
+    report(line, options.save)
 
 
 if __name__ == "__main__":
