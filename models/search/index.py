@@ -91,10 +91,11 @@ def read_corpus(corpus: Corpus) -> tuple[list[TextId], list[str]]:
                 raise TypeError(f"corpus: must hold texts, but text {number} is {type(item).__name__}.")
     if not texts:
         raise DataError("corpus: must hold a text, but is empty. There is nothing to search in.")
-    if len(set(ids)) != len(ids):
-        twice = next(id for number, id in enumerate(ids) if id in ids[:number])
-        raise DataError(f"corpus: an id must be unique, but {twice!r} stands twice. Rename or remove one.")
+    seen: set[TextId] = set()
     for id, text in zip(ids, texts, strict=True):
+        if id in seen:
+            raise DataError(f"corpus: an id must be unique, but {id!r} stands twice. Rename or remove one.")
+        seen.add(id)
         if not text.strip():
             raise DataError(
                 f"corpus: a text must hold a character that is no blank, but text {id!r} is {text[:20]!r}. Leave it out."
