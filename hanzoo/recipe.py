@@ -340,6 +340,12 @@ def check_recipe(values: Mapping[str, Any], *, name: str, place: str) -> Recipe:
         mistakes.extend(conflicts(tricks, {"model": model, "train": train}))
         if objective_name is not None:
             mistakes.extend(_whole_batches(objective_name, train))
+            mistakes.extend(
+                f"train.tricks.{trick} must be left out with the objective {objective_name}: {reason}. Remove the trick, or take "
+                "another objective."
+                for trick, reason in objective_class(objective_name).refuses.items()
+                if trick in tricks
+            )
     distillation = None
     if values.get("distillation") is not None and task.objectives:
         mistakes.append(

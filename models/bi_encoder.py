@@ -25,7 +25,7 @@ from hanzoo.models.layers.gathering import SharedBatch
 from hanzoo.models.layers.similarity import cosine_similarities, paired_cosine_similarities
 from hanzoo.models.layers.text_encoder import Pooling, TextEncoderConfig, text_vectors
 from hanzoo.models.layers.text_matcher import MatchingBatch, TextMatcher
-from hanzoo.models.model import Comparison
+from hanzoo.models.model import Comparison, evaluating
 from hanzoo.models.search.index import Corpus, index_kind
 from hanzoo.models.search.vectors import FAISS_KIND, FaissIndex, VectorIndex
 
@@ -110,17 +110,15 @@ class BiEncoder(TextMatcher):
         Raises:
             DataError: a text is empty, or all blanks.
         """
-        was_training = self.training
-        self.eval()
         pieces = self.read_texts(texts)
         found = np.empty((len(texts), self.encoder.width), dtype=np.float32)
-        for indices in self.batches_by_length([len(row) + 2 for row in pieces]):
-            rows = self.rows([pieces[i] for i in indices]).to(self.device)
-            vectors = text_vectors(self.encoder, rows, self.config.pooling)
-            if normalised:
-                vectors = torch.nn.functional.normalize(vectors, dim=1)
-            found[indices] = vectors.cpu().numpy()
-        self.train(was_training)
+        with evaluating(self):
+            for indices in self.batches_by_length([len(row) + 2 for row in pieces]):
+                rows = self.rows([pieces[i] for i in indices]).to(self.device)
+                vectors = text_vectors(self.encoder, rows, self.config.pooling)
+                if normalised:
+                    vectors = torch.nn.functional.normalize(vectors, dim=1)
+                found[indices] = vectors.cpu().numpy()
         return found
 
     def scores(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:

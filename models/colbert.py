@@ -34,7 +34,7 @@ from hanzoo.models.layers.gathering import SharedBatch
 from hanzoo.models.layers.max_sim import max_sim, paired_max_sim
 from hanzoo.models.layers.text_encoder import TextEncoderConfig, TextRows, in_parts
 from hanzoo.models.layers.text_matcher import MatchingBatch, TextMatcher, texts_of
-from hanzoo.models.model import Comparison, cut_notes
+from hanzoo.models.model import Comparison, evaluating
 from hanzoo.models.search.index import Corpus
 from hanzoo.models.search.tokens import TokenIndex
 
@@ -45,6 +45,7 @@ class ColBERTConfig(TextEncoderConfig):
     """Fields of the recipe's `model` section, beside those of the encoder.
 
     Attributes:
+        max_pieces: of a document, see `TextEncoderConfig`; its marker is one of them.
         dimension: of a token's vector.
         query_pieces: of a query, [MASK] and the three others included, at most.
         expansion: [MASK] behind a query, a piece of it; 0 = none.
@@ -53,6 +54,7 @@ class ColBERTConfig(TextEncoderConfig):
         document_marker: of a document.
     """
 
+    max_pieces: int | None = Field(default=None, ge=4)
     dimension: int = Field(default=128, ge=1)
     query_pieces: int = Field(default=32, ge=4)
     expansion: float = Field(default=1.0, ge=0.0)
@@ -130,7 +132,8 @@ class ColBERT(TextMatcher):
         subwords: of the same folder.
 
     Raises:
-        RecipeError: a marker is no piece of the vocabulary, or there is no [MASK] to expand with.
+        RecipeError: a marker is no piece of the vocabulary, there is no [MASK] to expand with, or a query has more pieces than
+            the encoder reads.
     """
 
     Config: ClassVar[type[ColBERTConfig]] = ColBERTConfig
@@ -145,6 +148,11 @@ class ColBERT(TextMatcher):
         if config.expansion and subwords.mask is None:
             raise RecipeError(
                 f"model.expansion: must be 0 where {config.encoder} has no [MASK], but is not. Set it to 0."
+            )
+        if encoder.max_length is not None and config.query_pieces > encoder.max_length + 2:
+            raise RecipeError(
+                f"model.query_pieces: must be {encoder.max_length + 2} at most, what {config.encoder} reads at once, but is "
+                f"{config.query_pieces}. Lower it."
             )
         numbers = (subwords.number(character) for character in PUNCTUATION)
         skipped = {number for number in numbers if number not in (None, subwords.unknown)}
@@ -170,9 +178,24 @@ class ColBERT(TextMatcher):
 
     def cut_counts(self, items: Sequence[Pair | Triple | Document]) -> Mapping[str, tuple[int, int]]:
         texts = list(map(texts_of, items))
-        limit = None if self.max_pieces is None else self.max_pieces - 1
-        queries = self.count_longer([own[0] for own in texts], self.config.query_pieces - 3, "queries")
-        return queries | self.count_longer([text for own in texts for text in own[1:]], limit, "documents")
+        queries = self.count_longer([own[0] for own in texts], self.query_limit, "queries")
+        return queries | self.count_longer(
+            [text for own in texts for text in own[1:]], self.document_limit, "documents"
+        )
+
+    @property
+    def query_limit(self) -> int:
+        written = self.config.query_pieces - 3
+        return written if self.max_pieces is None else min(written, self.max_pieces)
+
+    @property
+    def document_limit(self) -> int | None:
+        return None if self.max_pieces is None else self.max_pieces - 1
+
+    def read_pieces(self, views: Sequence[NDArray[np.int64]]) -> int:
+        query, *documents = views
+        rows = [self.query_row(query), *map(self.document_row, documents)]
+        return len(rows) * max(len(row.pieces) for row in rows)
 
     # Texts to rows.
 
@@ -187,8 +210,7 @@ class ColBERT(TextMatcher):
 
     def document_row(self, text: NDArray[np.int64]) -> Row:
         """[CLS] marker pieces [SEP], all of them scored but punctuation."""
-        limit = self.max_pieces
-        text = text if limit is None else text[: limit - 1]
+        text = text[: self.document_limit]
         row = np.concatenate([[self.subwords.first, self._markers[1]], text, [self.subwords.last]])
         return Row(row, len(row), ~np.isin(row, self._skipped))
 
@@ -232,19 +254,17 @@ class ColBERT(TextMatcher):
     @torch.inference_mode()
     def scores(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
         """MaxSim of the first text of each pair, as a query, with the second, (pairs,); see `Matcher.scores`."""
-        was_training = self.training
-        self.eval()
         sides = [self.read_texts([pair[side] for pair in pairs]) for side in (0, 1)]
         queries, documents = map(self.query_row, sides[0]), map(self.document_row, sides[1])
         rows = list(zip(queries, documents, strict=True))
         found = np.empty(len(pairs))
-        for indices in self.batches_by_length([2 * max(len(one.pieces), len(other.pieces)) for one, other in rows]):
-            chosen = [rows[i] for i in indices]
-            both = self.token_rows([one for one, _ in chosen] + [other for _, other in chosen]).to(self.device)
-            vectors = torch.split(self.token_vectors(both), len(indices))
-            compared = TokenVectors(vectors, torch.split(both.scored, len(indices)), self.config.mean)
-            found[indices] = compared.paired(0, 1).cpu().numpy()
-        self.train(was_training)
+        with evaluating(self):
+            for indices in self.batches_by_length([2 * max(len(one.pieces), len(other.pieces)) for one, other in rows]):
+                chosen = [rows[i] for i in indices]
+                both = self.token_rows([one for one, _ in chosen] + [other for _, other in chosen]).to(self.device)
+                vectors = torch.split(self.token_vectors(both), len(indices))
+                compared = TokenVectors(vectors, torch.split(both.scored, len(indices)), self.config.mean)
+                found[indices] = compared.paired(0, 1).cpu().numpy()
         return found
 
     @property
@@ -260,9 +280,6 @@ class ColBERT(TextMatcher):
 
     def open_index(self, folder: str | Path) -> TokenIndex:
         return TokenIndex.open(self, folder)
-
-    def query_notes(self, texts: Sequence[str]) -> tuple[str, ...]:
-        return tuple(cut_notes(self.count_longer(texts, self.config.query_pieces - 3, "queries")))
 
     @torch.inference_mode()
     def query_tokens(self, texts: Sequence[str]) -> list[Tensor]:
@@ -297,14 +314,12 @@ class ColBERT(TextMatcher):
 
     def _kept(self, rows: Sequence[Row]) -> Iterator[tuple[list[int], Tensor]]:
         """Places of some rows, and the vectors of their tokens that count, row by row, (tokens, dimension) float32."""
-        was_training = self.training
-        self.eval()
-        for indices in self.batches_by_length([len(row.pieces) for row in rows]):
-            with torch.inference_mode():
-                batch = self.token_rows([rows[i] for i in indices]).to(self.device)
-                vectors = self.token_vectors(batch)[batch.scored]
-            yield indices, vectors
-        self.train(was_training)
+        with evaluating(self):
+            for indices in self.batches_by_length([len(row.pieces) for row in rows]):
+                with torch.inference_mode():
+                    batch = self.token_rows([rows[i] for i in indices]).to(self.device)
+                    vectors = self.token_vectors(batch)[batch.scored]
+                yield indices, vectors
 
     # Saving.
 

@@ -29,18 +29,20 @@ from hanzoo.models.layers.gathering import SharedBatch
 from hanzoo.models.layers.pooling import cls_pooling
 from hanzoo.models.layers.text_encoder import TextEncoderConfig, TextRows, in_parts
 from hanzoo.models.layers.text_matcher import MatchingBatch, TextMatcher, texts_of
-from hanzoo.models.model import Comparison
+from hanzoo.models.model import Comparison, cut_notes, evaluating
 from hanzoo.models.search.index import Corpus
 from hanzoo.models.search.pairs import PairIndex
 
 
 class CrossEncoderConfig(TextEncoderConfig):
-    """Fields of the recipe's `model` section, beside those of the encoder; `max_pieces` is of both texts and three special ones.
+    """Fields of the recipe's `model` section, beside those of the encoder.
 
     Attributes:
+        max_pieces: of both texts and the three special ones, see `TextEncoderConfig`.
         dropout: of the state before the score.
     """
 
+    max_pieces: int | None = Field(default=None, ge=5)
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
 
 
@@ -128,6 +130,24 @@ class CrossEncoder(TextMatcher):
         longer = sum(len(first) + len(second) > room for first, second in zip(*pieces, strict=True))
         return {f"pairs have more than {room} pieces: the rest of the longer text is not read": (longer, len(pairs))}
 
+    def read_pieces(self, views: Sequence[NDArray[np.int64]]) -> int:
+        first, *others = views
+        return len(others) * max(
+            len(one) + len(two) + 3 for one, two in (fitted(first, other, self.room) for other in others)
+        )
+
+    def corpus_notes(self, texts: Sequence[str]) -> tuple[str, ...]:
+        return self._notes(texts, "texts")
+
+    def query_notes(self, texts: Sequence[str]) -> tuple[str, ...]:
+        return self._notes(texts, "queries")
+
+    def _notes(self, texts: Sequence[str], kind: str) -> tuple[str, ...]:
+        """A text that fits whatever the other is has half the room at most."""
+        half = None if self.room is None else self.room // 2
+        said = f"what does not fit beside the other text of a pair is not read ({self.room} pieces of both)"
+        return tuple(cut_notes(self.count_longer(texts, half, kind, said)))
+
     # Pairs to rows.
 
     @property
@@ -178,14 +198,13 @@ class CrossEncoder(TextMatcher):
     @torch.inference_mode()
     def scores(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
         """The score of each pair before any squashing, (pairs,); see `Matcher.scores`."""
-        was_training = self.training
-        self.eval()
         first, second = (self.read_texts([pair[side] for pair in pairs]) for side in (0, 1))
         read = list(zip(first, second, strict=True))
         found = np.empty(len(pairs))
-        for indices in self.batches_by_length([len(one) + len(other) + 3 for one, other in read]):
-            found[indices] = self.pair_scores(self.pair_rows([read[i] for i in indices]).to(self.device)).cpu().numpy()
-        self.train(was_training)
+        with evaluating(self):
+            for indices in self.batches_by_length([len(one) + len(other) + 3 for one, other in read]):
+                rows = self.pair_rows([read[i] for i in indices]).to(self.device)
+                found[indices] = self.pair_scores(rows).cpu().numpy()
         return found
 
     def index(self, corpus: Corpus, folder: str | Path | None = None) -> PairIndex:

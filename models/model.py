@@ -538,6 +538,17 @@ class Comparison(ABC):
         """One vector a text, (items, width) float32, as pooled. Raises RecipeError for a matcher that has none."""
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Puts a model into evaluation mode, and back as it was, whatever happens."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 class Objective(nn.Module, ABC):
     """What a matcher is trained towards. A submodule of it while it is trained; no part of what is saved.
 
@@ -548,6 +559,7 @@ class Objective(nn.Module, ABC):
     decomposes: ClassVar[bool]  # False: the units of a batch depend on one another, and it may not be cut
     learns_from: ClassVar[tuple[ItemKind, ...]]  # kinds of items
     least_items: ClassVar[int] = 1  # that a batch must hold to teach anything
+    refuses: ClassVar[Mapping[str, str]] = {}  # tricks that it does not go with -> why
 
     targets: ItemTargets | None = None  # what its teachers say, where its settings are `TeacherSettings`
     num_taught = num_untaught = 0  # batches of training items since the notes were made last
@@ -685,7 +697,12 @@ class Matcher(Model):
     def sample_targets(self, output: Any, batch: Any, draw: np.random.Generator) -> Any:
         assert self.objective is not None
         drawn = self.objective.sample_targets(output, batch, draw)
-        return super().sample_targets(output, batch, draw) if drawn is None else drawn
+        if drawn is None:
+            raise RecipeError(
+                f"train.tricks: the objective {type(self.objective).__module__.rpartition('.')[2]} must say how likely its "
+                "targets are for this trick, but does not. Remove the trick, or take the objective binary."
+            )
+        return drawn
 
     def after_step(self) -> None:
         if self.objective is not None:
@@ -947,12 +964,10 @@ class Tagger(Model):
 
     def _outputs(self, features: Sequence[Any]) -> Iterator[tuple[list[int], Any, Any]]:
         """The places of the texts of a batch, the batch, and the model's output for it in evaluation mode; batch by batch."""
-        was_training = self.training
-        self.eval()
-        for indices in self.batches_by_length([item.length for item in features]):
-            batch = self.collate([features[i] for i in indices]).to(self.device)
-            yield indices, batch, self(batch)
-        self.train(was_training)
+        with evaluating(self):
+            for indices in self.batches_by_length([item.length for item in features]):
+                batch = self.collate([features[i] for i in indices]).to(self.device)
+                yield indices, batch, self(batch)
 
     @torch.inference_mode()
     def tag(self, features: Sequence[Any], with_confidence: bool = False) -> list[list[tuple[Span, float | None]]]:

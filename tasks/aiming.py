@@ -14,7 +14,7 @@ from hanzoo.data.leakage import check_leaks
 from hanzoo.data.randomness import generator, reseed
 from hanzoo.data.training_items import ItemKind
 from hanzoo.errors import DataError, RecipeError
-from hanzoo.models.model import Matcher, Settings, TeacherSettings, objective_class, objective_names
+from hanzoo.models.model import Matcher, Settings, TeacherSettings, evaluating, objective_class, objective_names
 from hanzoo.tasks.mining import Mined
 
 DRAWN_FROM = 8  # texts on which it is tried whether dropout does anything
@@ -104,12 +104,9 @@ def encoder_name(model: Matcher) -> str | None:
 
 def _try_out(model: Matcher, items: Sequence[Any]) -> None:
     """Compute a loss once, so that an objective that does not go with a model is refused before anything is written."""
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         batch = model.collate([model.featurize(item) for item in items])
         model.losses(model(batch), batch)
-    model.train(was_training)
 
 
 def _require_dropout(model: Matcher, items: Sequence[Any]) -> None:

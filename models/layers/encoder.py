@@ -223,6 +223,18 @@ class Encoder(nn.Module):
             start += size
         return chosen
 
+    def look_up(self, pieces: Tensor) -> Tensor:
+        """What `table` gives for pieces, as `read` takes it: (rows, seq) int64 -> (rows, seq, width of the table) float."""
+        if not self._is_constant:
+            found: Tensor = self.table(pieces)
+            return found
+        constant = {"weight": self.table.weight.detach()}
+        return torch.func.functional_call(self.table, constant, (pieces,))  # type: ignore[no-any-return]
+
+    @property
+    def _is_constant(self) -> bool:
+        return self.frozen and self.training
+
     def _run(self, pieces: Tensor, mask: Tensor) -> Tensor:
         states: Tensor = self.read(mask, input_ids=pieces).last_hidden_state
         return states
@@ -232,7 +244,7 @@ class Encoder(nn.Module):
 
         Args:
             mask: (rows, seq) bool, True = real piece.
-            inputs: `input_ids`, (rows, seq) int64, or `inputs_embeds`, what `table` gives for them; what else transformers takes.
+            inputs: `input_ids`, (rows, seq) int64, or `inputs_embeds`, from `look_up`; what else transformers takes.
 
         Returns:
             What transformers gives.
@@ -243,7 +255,7 @@ class Encoder(nn.Module):
         wanted = "eager" if short else self._attention
         if self.config._attn_implementation != wanted:
             self.model.set_attn_implementation(wanted)  # type: ignore[operator]
-        if not (self.frozen and self.training):
+        if not self._is_constant:
             return self.model(**inputs)
         # as constants: they get no gradient, and no optimizer, gatherer or trick need know
         weights = {name: parameter.detach() for name, parameter in self.model.named_parameters()}

@@ -94,7 +94,7 @@ def in_parts(encoder: Encoder, rows: TextRows, head: Head, rows_at_once: int | N
         return head(rows.mask, {"input_ids": rows.pieces, **rows.inputs})
     seq = rows.mask.shape[1]
     # looked up once, so that an attack has one place to add to; without gradients part by part
-    read = {"inputs_embeds": encoder.table(rows.pieces)} if learns else {"input_ids": rows.pieces}
+    read = {"inputs_embeds": encoder.look_up(rows.pieces)} if learns else {"input_ids": rows.pieces}
     given = {**read, **rows.inputs}
     made = []
     for group in groups:
@@ -203,14 +203,16 @@ class TextEncoderModel(PretrainedModel):
         limit = self.encoder.max_length
         return rounded(longest) if limit is None else min(rounded(longest), limit + 2)
 
-    def count_longer(self, texts: Sequence[str], limit: int | None, kind: str = "texts") -> dict[str, tuple[int, int]]:
+    def count_longer(
+        self, texts: Sequence[str], limit: int | None, kind: str = "texts", said: str = "the rest of each is not read"
+    ) -> dict[str, tuple[int, int]]:
         """How many texts have more pieces than are read of each; see `Matcher.cut_counts`."""
         if limit is None:
             return {}
         # a piece has a character at least, so that short texts need not be cut into pieces to know
         long = [text for text in texts if len(text) > limit]
         longer = sum(len(row) > limit for row in self.subwords.encode(long)) if long else 0
-        return {f"{kind} have more than {limit} pieces: the rest of each is not read": (longer, len(texts))}
+        return {f"{kind} have more than {limit} pieces: {said}": (longer, len(texts))}
 
     def attack_points(self, batch: Any) -> Mapping[str, AttackPoint]:
         table = self.encoder.table

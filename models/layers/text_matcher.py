@@ -35,15 +35,13 @@ class MatchingFeatures:
         texts: the pieces of each of its texts, (pieces,) int64.
         keys: of its texts: equal for equal texts.
         label: of a pair; NaN where there is none.
+        length: pieces that the encoder reads of it in training: its rows, each as long as its longest.
     """
 
     texts: tuple[NDArray[np.int64], ...]
     keys: tuple[int, ...]
     label: float
-
-    @property
-    def length(self) -> int:
-        return max(map(len, self.texts)) + 2
+    length: int
 
 
 @dataclass(frozen=True)
@@ -125,12 +123,30 @@ class TextMatcher(TextEncoderModel, Matcher):
     def cut_counts(self, items: Sequence[Pair | Triple | Document]) -> Mapping[str, tuple[int, int]]:
         return self.count_longer([text for item in items for text in texts_of(item)], self.max_pieces)
 
+    @property
+    def query_limit(self) -> int | None:
+        """Pieces that are read of a text that is searched for, special ones aside; None = any number."""
+        return self.max_pieces
+
+    @property
+    def document_limit(self) -> int | None:
+        """Pieces that are read of a text that is searched, special ones aside; None = any number."""
+        return self.max_pieces
+
+    def read_pieces(self, views: Sequence[NDArray[np.int64]]) -> int:
+        """Pieces, special ones and padding included, that the encoder reads of an item.
+
+        Args:
+            views: the pieces of the texts that are compared.
+        """
+        return len(views) * (max(map(len, views)) + 2)
+
     def featurize(self, item: Pair | Triple | Document) -> MatchingFeatures:
         texts = texts_of(item)
         label = item.label if isinstance(item, Pair) and item.label is not None else NO_LABEL
-        return MatchingFeatures(
-            tuple(self.read_texts(texts, item.source or "text")), tuple(map(text_number, texts)), label
-        )
+        pieces = self.read_texts(texts, item.source or "text")
+        views = pieces if self.objective is None else self.objective.views(pieces, None)
+        return MatchingFeatures(tuple(pieces), tuple(map(text_number, texts)), label, self.read_pieces(views))
 
     def collate(
         self, features: Sequence[MatchingFeatures], draw: Draw | None = None, item_ids: Sequence[int] = ()
@@ -159,11 +175,11 @@ class TextMatcher(TextEncoderModel, Matcher):
 
     def corpus_notes(self, texts: Sequence[str]) -> tuple[str, ...]:
         """What a person should be told of texts that are indexed."""
-        return tuple(cut_notes(self.count_longer(texts, self.max_pieces)))
+        return tuple(cut_notes(self.count_longer(texts, self.document_limit)))
 
     def query_notes(self, texts: Sequence[str]) -> tuple[str, ...]:
         """What a person should be told of texts that are searched for."""
-        return tuple(cut_notes(self.count_longer(texts, self.max_pieces, "queries")))
+        return tuple(cut_notes(self.count_longer(texts, self.query_limit, "queries")))
 
     def rows_of_views(self, views: Sequence[Sequence[NDArray[np.int64]]]) -> TextRows:
         """The rows of a batch: all items' first views, then all second ones.

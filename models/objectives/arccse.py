@@ -100,6 +100,11 @@ class ArcCSE(Objective):
 
     @classmethod
     def build(cls, settings: ArcCSESettings, matcher: Matcher, data: Any) -> Self:
+        if matcher.width is None:
+            raise RecipeError(
+                "objective.name: must not be arccse for a model without one vector a text, whose angles it is about. Take "
+                "info_nce, or model.name=bi_encoder."
+            )
         mask = matcher.mask
         if settings.triplet_weight and mask is None:
             raise RecipeError(

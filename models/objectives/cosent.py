@@ -45,6 +45,9 @@ class CoSENT(Objective):
 
     Settings: ClassVar[type[CoSENTSettings]] = CoSENTSettings
     decomposes: ClassVar[bool] = False
+    refuses: ClassVar[Mapping[str, str]] = {
+        "gradient_penalty": "all pairs of a batch are one unit, and none has a loss of its own"
+    }
     learns_from: ClassVar[tuple[ItemKind, ...]] = ("pairs",)
     least_items: ClassVar[int] = 2
 

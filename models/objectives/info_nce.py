@@ -78,11 +78,9 @@ class InfoNCE(Objective):
         repetition: see `InfoNCESettings`.
         past: vectors of past batches, as further negatives of the anchors; None = there are none.
 
-    Attributes:
         matches: (matches,) int64, rising: the `pair_number` of texts that are known to match; None = only equal texts do.
     """
 
-    matches: Tensor | None
     Settings: ClassVar[type[InfoNCESettings]] = InfoNCESettings
     decomposes: ClassVar[bool] = False
     learns_from: ClassVar[tuple[ItemKind, ...]] = ("matches", "triples", "texts")
@@ -94,9 +92,11 @@ class InfoNCE(Objective):
         both_directions: bool = False,
         repetition: float = 0.0,
         past: PastVectors | None = None,
+        matches: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.register_buffer("matches", None, persistent=False)
+        # on each device that asks: `teaches` looks at batches before they are moved
+        self._matches = {} if matches is None else {matches.device: matches}
         self.repetition = repetition
         self.past = past
         if not temperature > 0:
@@ -111,9 +111,8 @@ class InfoNCE(Objective):
             past = MomentumQueue.build(settings.momentum_queue, matcher, len(data.train))
         elif settings.cross_batch_memory is not None:
             past = CrossBatchMemory.build(settings.cross_batch_memory, matcher, len(data.train))
-        objective = cls(settings.temperature, settings.both_directions, settings.repetition, past)
-        objective.matches = known_matches(data.train)
-        return objective
+        known = known_matches(data.train)
+        return cls(settings.temperature, settings.both_directions, settings.repetition, past, known)
 
     def teaches(self, batch: Any) -> bool:
         """Whether any row has a negative."""
@@ -165,10 +164,13 @@ class InfoNCE(Objective):
     def match(self, anchors: Tensor, texts: Tensor) -> Tensor:
         """Which texts are known to match an anchor, (anchors, texts) bool, from their numbers, one-dimensional int64 each."""
         numbers = pair_number(anchors.unsqueeze(1), texts)
-        if self.matches is None:
+        if not self._matches:
             return torch.zeros_like(numbers, dtype=torch.bool)
-        places = torch.searchsorted(self.matches, numbers).clamp(max=len(self.matches) - 1)
-        return self.matches[places] == numbers
+        if numbers.device not in self._matches:
+            self._matches[numbers.device] = next(iter(self._matches.values())).to(numbers.device)
+        matches = self._matches[numbers.device]
+        places = torch.searchsorted(matches, numbers).clamp(max=len(matches) - 1)
+        return matches[places] == numbers
 
     @staticmethod
     def _similarities(compared: Comparison, batch: Any, shared: SharedBatch) -> Tensor:

@@ -43,6 +43,9 @@ class Triplet(Objective):
     Settings: ClassVar[type[TripletSettings]] = TripletSettings
     decomposes: ClassVar[bool] = True
     learns_from: ClassVar[tuple[ItemKind, ...]] = ("triples",)
+    refuses: ClassVar[Mapping[str, str]] = {
+        "r_drop": "it gives no distribution that two passes could agree on (pairwise_softmax does)"
+    }
 
     def __init__(self, margin: float = 0.25) -> None:
         super().__init__()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import AutoModel, AutoTokenizer
 
 from hanzoo.data.document import Document, Pair, Triple
@@ -21,9 +22,11 @@ from hanzoo.models.colbert import PUNCTUATION, ColBERT
 from hanzoo.models.cross_encoder import CrossEncoder, fitted
 from hanzoo.models.layers import encoder, text_encoder
 from hanzoo.models.layers.text_matcher import TextMatcher, text_number
+from hanzoo.models.model import evaluating
 from hanzoo.models.objectives.binary import Binary
 from hanzoo.models.objectives.cosent import CoSENT
 from hanzoo.models.objectives.info_nce import InfoNCE
+from hanzoo.models.objectives.triplet import Triplet
 
 pytestmark = pytest.mark.usefixtures("deterministic", "encoders")
 
@@ -132,6 +135,96 @@ def test_longer_texts_are_cut_and_said() -> None:
     assert model.notes == ("6 of 8 texts have more than 6 pieces: the rest of each is not read",)
     assert np.array_equal(model.encode([TEXTS[0]]), model.encode([TEXTS[0][:6] + "以及"]))
     assert not np.array_equal(model.encode([TEXTS[0]]), model.encode(["很" + TEXTS[0]]))
+
+
+@pytest.mark.parametrize("max_pieces", [8, 12, None])
+def test_what_colbert_cuts_is_said(max_pieces: int | None) -> None:
+    model = build(ColBERT, max_pieces=max_pieces, query_pieces=10)
+    queries, documents = min(7, (max_pieces or 99) - 2), None if max_pieces is None else max_pieces - 3
+    assert (model.query_limit, model.document_limit) == (queries, documents or model.encoder.max_length - 1)
+    text = (TEXTS[2] + TEXTS[3]) * 30
+    for limit, place, notes in (
+        (model.query_limit, 0, model.query_notes),
+        (model.document_limit, 1, model.corpus_notes),
+    ):
+        fits, over = text[:limit], text[: limit + 1]
+        pairs = [[TEXTS[1], TEXTS[1]] for _ in range(2)]
+        pairs[0][place], pairs[1][place] = fits, over
+        cut = [bool(sum(longer for longer, _ in model.cut_counts([Pair(*pair)]).values())) for pair in pairs]
+        assert cut == [bool(notes([one])) for one in (fits, over)] == [False, True]
+        assert model.score(*pairs[0]) == model.score(*pairs[1])
+        pairs[1][place] = fits[:-1] + "很"
+        assert model.score(*pairs[0]) != model.score(*pairs[1])
+
+
+def test_what_a_cross_encoder_may_cut_is_said() -> None:
+    model = build(CrossEncoder, max_pieces=13)
+    assert model.room == 10
+    assert model.query_notes([TEXTS[2][:5]]) == model.corpus_notes([TEXTS[2][:5]]) == ()
+    (said,) = model.query_notes([TEXTS[2][:6]])
+    assert said.startswith("1 of 1 queries have more than 5 pieces: what does not fit beside the other text")
+    assert model.score(TEXTS[2][:6], TEXTS[3][:5]) == model.score(TEXTS[2][:5] + "很", TEXTS[3][:5])
+
+
+@pytest.mark.parametrize(("cls", "least"), [(BiEncoder, 3), (ColBERT, 4), (CrossEncoder, 5)])
+def test_a_limit_leaves_room_for_a_piece_of_each_text(cls: type[Any], least: int) -> None:
+    with pytest.raises(ValidationError, match=f"greater than or equal to {least}"):
+        cls.Config(encoder="tiny-bert", max_pieces=least - 1)
+    model = build(cls, max_pieces=least)
+    assert model.score("今", "王") != model.score("今", "天")
+
+
+def test_a_query_must_fit_into_the_encoder() -> None:
+    most = build(ColBERT).encoder.max_length + 2
+    text = TEXTS[2] * (most // len(TEXTS[2]) + 1)
+    assert np.isfinite(build(ColBERT, query_pieces=most).score(text, text))
+    with pytest.raises(
+        RecipeError, match=rf"model\.query_pieces: must be {most} at most, .* but is {most + 1}\. Lower it"
+    ):
+        build(ColBERT, query_pieces=most + 1)
+
+
+@every_matcher
+def test_an_error_leaves_a_model_in_training(cls: type[Any]) -> None:
+    model = build(cls).train()
+    with pytest.raises(DataError):
+        model.scores([(TEXTS[0], " ")])
+    with pytest.raises(RuntimeError, match="stop"), evaluating(model):
+        assert not model.training
+        raise RuntimeError("stop")
+    assert model.training
+
+
+@every_matcher
+@pytest.mark.parametrize("items", [DATA.train, [Triple(TEXTS[0], TEXTS[3], (TEXTS[2], TEXTS[1]))]])
+def test_the_length_of_an_item_is_what_is_read_of_it(cls: type[Any], items: list[Any]) -> None:
+    model = build(cls, max_pieces=16)
+    for item in items:
+        for model.objective in (None, Triplet()):
+            features = model.featurize(item)
+            rows = model.collate([features]).rows
+            assert features.length == len(rows.lengths) * max(rows.lengths)
+
+
+@pytest.mark.parametrize("cls", [ColBERT, CrossEncoder])
+@pytest.mark.parametrize("rows_at_once", [None, 1])
+def test_a_frozen_encoder_stays_as_it_is(cls: type[Any], rows_at_once: int | None) -> None:
+    items = [Pair("今天下雨", TEXTS[3] * 3, 1.0), Pair("下雨", "今天", 0.0), Pair("今天", "王", 1.0)]
+    model = build(cls, freeze_epochs=1, rows_at_once=rows_at_once)
+    model.objective = Binary()
+    looked_up: list[int] = []
+    model.encoder.table.register_forward_hook(lambda *given: looked_up.append(1))
+    learnt = {}
+    for epoch in (0, 1):
+        model.train().begin_epoch(epoch)
+        model.zero_grad()
+        batch = model.collate([model.featurize(item) for item in items])
+        model.losses(model(batch), batch)["binary"].sum().backward()
+        learnt[epoch] = {name.partition(".")[0] for name, weight in model.named_parameters() if weight.grad is not None}
+        assert looked_up  # where an attack adds to it
+        looked_up.clear()
+    assert "encoder" in learnt[1]
+    assert learnt[0] == learnt[1] - {"encoder"}
 
 
 # Chunks.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -153,13 +154,15 @@ def test_what_is_known_to_match_is_no_negative(folder: Path) -> None:
     other = next(pair for pair in data.train if pair.first != first and pair.second == own[1].second)
     batch = [own[0], other, next(pair for pair in data.train if pair.second not in (own[0].second, own[1].second))]
     keys = torch.tensor([[text_number(pair.first), text_number(pair.second)] for pair in batch])
-    objective = InfoNCE()
-    objective.matches = known_matches(data.train)
+    objective = InfoNCE(matches=known_matches(data.train))
     # the second row's passage answers the first row's question too; the first's does not answer the second's
     assert objective.known(keys, keys).tolist() == [[True, True, False], [False, True, False], [False, False, True]]
     assert InfoNCE().known(keys, keys).tolist() == [[True, False, False], [False, True, False], [False, False, True]]
     similarities = torch.tensor([[0.1, 0.9, 0.2], [0.3, 0.4, 0.5], [0.0, 0.1, 0.2]])
     losses = objective.losses(similarities, None, objective.known(keys, keys))["info_nce"]
+    objective.to("meta")  # an objective goes where the model goes; `teaches` is asked before a batch does
+    assert objective.teaches(SimpleNamespace(keys=keys))
+    assert objective.match(keys[:, 0].to("meta"), keys[:, 1].to("meta")).shape == (3, 3)
     left = torch.log_softmax(similarities[0, [0, 2]] / 0.05, 0)
     assert float(losses[0]) == pytest.approx(-float(left[0]), abs=1e-5)
 

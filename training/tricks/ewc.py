@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from hanzoo.data.randomness import generator
-from hanzoo.models.model import Model, Settings
+from hanzoo.models.model import Model, Settings, evaluating
 from hanzoo.training.anchors import Pull, kept
 from hanzoo.training.distributed import share, sum_tensor
 from hanzoo.training.trick import Start
@@ -72,10 +72,8 @@ def fisher_information(model: Model, items: Sequence[Any], numbers: Sequence[int
     """
     parameters = dict(model.named_parameters())
     sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-    was_training = model.training
-    model.eval()
     # cuDNN has no backward pass of an LSTM in evaluation mode
-    with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+    with evaluating(model), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
         for number in share(numbers):
             batch = model.collate([items[number]]).to(model.device)
             output = model(batch)
@@ -85,5 +83,4 @@ def fisher_information(model: Model, items: Sequence[Any], numbers: Sequence[int
             for total, gradient in zip(sums.values(), found, strict=True):
                 if gradient is not None:
                     total.addcmul_(gradient, gradient)
-    model.train(was_training)
     return {name: sum_tensor(total).div_(len(numbers)) for name, total in sums.items()}

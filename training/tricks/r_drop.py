@@ -1,8 +1,10 @@
 """R-Drop: run each batch twice with other dropout masks and pull the two outputs together.
 
-Source: Liang et al. 2021, equation 4: the mean of both losses plus alpha times half the sum of both Kullback-Leibler divergences.
-Differs: for a CRF the divergence is the exact one between the two distributions over tag sequences, not one of token softmaxes;
-it is divided by the same units as the loss, so alpha means the same at every batch size.
+Source: Liang et al. 2021, equation 4.
+Differs: the mean of both losses plus alpha times half the sum of both Kullback-Leibler divergences, as the authors' README has it;
+the equation has the sum of both losses, beside which an alpha weighs half as much. For a CRF the divergence is the exact one
+between the two distributions over tag sequences, not one of token softmaxes; it is divided by the same units as the loss, so alpha
+means the same at every batch size.
 Cost: two forward and backward passes a step. Without any dropout it changes nothing.
 Place: outside focal, Poly and flooding, inside the gradient penalty. Not with model.multi_sample_dropout. Not with FreeLB, which
 has no clean pass, and the same masks in all of its passes.

@@ -51,6 +51,7 @@ def test_a_file_holds_one_objective_of_its_name(name: str) -> None:
         "bool",
         "tuple[float, float]",
         "PastVectors",
+        "Tensor",
     }
 
 
