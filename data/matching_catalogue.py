@@ -326,7 +326,7 @@ def load_pairs(
         return _assemble(parts, called, meaning, dev_from_train, official, entry)
     if "train" not in own:
         raise RecipeError("data.train: must be given with data.dev or data.test, but is not. Add it.")
-    meaning = _scale(scale)
+    meaning = own_scale(scale)
     _add_own(parts, own, meaning, columns)
     return _assemble(parts, _own_name(own["train"]), meaning, dev_from_train, False, None)
 
@@ -398,7 +398,7 @@ def with_pairs(
         RecipeError: the scale is unknown.
         DataError: a file is wrong, or the tenth is empty.
     """
-    meaning = _scale(scale)
+    meaning = own_scale(scale)
     parts = _PairParts()
     parts.notes += data.notes
     parts.hashes |= data.hashes
@@ -483,12 +483,12 @@ class _PairParts:
 
     def add(self, split: Split, pairs: list[Pair], report: PairReport, called: str, origin: str) -> None:
         self.notes += [f"{called}: {line}" for line in report.describe()]
-        if report.unlabelled:
-            if split != "test":
-                raise DataError(
-                    f"{pairs[0].source}: a pair in {split} must have a label, but has none. "
-                    "Add a column label, or say which it is (columns label=NAME)."
-                )
+        if report.unlabelled and split == "dev":
+            raise DataError(
+                f"{pairs[0].source}: a pair in dev must have a label, but has none. Add a column label, or say which it is "
+                "(columns label=NAME)."
+            )
+        if report.unlabelled and split == "test":
             self.unlabelled = pairs
         else:
             self.pairs.setdefault(split, []).extend(pairs)
@@ -506,7 +506,8 @@ class _PairParts:
         self.reports[split] = report
 
 
-def _scale(name: str | None) -> Scale:
+def own_scale(name: str | None) -> Scale:
+    """What the labels of files of one's own mean; None = two classes. Raises RecipeError where the name is unknown."""
     if name is not None and name not in SCALES:
         raise RecipeError(f"data.scale: must be one of {', '.join(SCALES)}, but is {name!r}.{nearest(name, SCALES)}")
     return SCALES[name or "binary"]
@@ -646,10 +647,13 @@ def _assemble(
             notes.append(f"{dev_source} is not used")
         dev = None
     if dev is None:
+        if train[0].label is None:
+            raise DataError(
+                f"{train[0].source}: a pair must have a label where a tenth of train serves as dev, but has none. Give a file "
+                "for data.dev, or add a column label (or say which it is: columns label=NAME)."
+            )
         train, dev = _hold_out(train, called, notes)
         dev_source = _HELD_OUT
-    if len({pair.label for pair in train}) < 2:
-        raise DataError(f"{called}: train must hold pairs of two labels at least, but all are alike. Check the file.")
     for split, some in (("dev", dev), ("test", test or [])):
         notes += leakage(train, some).describe(split)
     return PairData(

@@ -16,8 +16,8 @@ ItemKind = Literal["pairs", "matches", "triples", "texts"]
 
 
 def matches(pairs: Iterable[Pair], scale: Scale) -> list[Pair]:
-    """The pairs with the highest label of the scale."""
-    return [pair for pair in pairs if pair.label == scale.high]
+    """The pairs with the highest label of the scale, and those without labels, which a file without negatives has."""
+    return [pair for pair in pairs if pair.label is None or pair.label == scale.high]
 
 
 def texts(items: Iterable[Pair | Triple]) -> list[Document]:

@@ -580,8 +580,8 @@ def evaluate(
         HanzooError: a run or its data is missing or damaged, the two runs cannot be compared, or a scorer is not known or
             cannot score these predictions.
     """
-    other = None if against is None else evaluate_run(against, split=split, data_of=data)
     options = {"--scorer": scorers} if scorers else {}
+    other = None if against is None else evaluate_run(against, split=split, data_of=data, options=options)
     return evaluate_run(run, split=split, data_of=data, against=other, options=options).to_json()
 
 
@@ -630,7 +630,8 @@ def evaluate_run(
             data = load_data(recipe) if task is recipe.task else None
         except DataError:
             say(f"{folder}: its data is not there, so nothing is said of what stands in train")
-        name, items = str(file), task.read_labelled(file, format)
+        own = recipe.data if isinstance(recipe.data, task.data_settings) else None
+        name, items = str(file), task.read_labelled(file, format, own)
     else:
         data = load_data(recipe)
         name = split or ("test" if data.test else "dev")
@@ -775,18 +776,28 @@ def _filed_split(subject: Subject) -> str:
 
 
 def _recorded(report: Report, folder: Path) -> dict[str, Any]:
-    """Under which recipe and variant a run's figure is filed. No run knows its variant, so the weights must say."""
+    """Under which recipe and variant a run's figure is filed. No run knows its variant: the weights must say, and the figure,
+    where several are of the same weights (behind a first stage, and without it).
+    """
     _require_finished(report)
     subject = report.subject
     weights = [result["weights_sha256"] for result in subject.results]
-    place = (subject.data.name if subject.data else None, _filed_split(subject))
-    for path in sorted(folder.glob("*.json")):
-        record = read_json(path)
-        if isinstance(record, dict) and (record.get("weights_sha256"), record.get("data"), record.get("split")) == (
-            weights,
-            *place,
-        ):
-            return {"recipe": record["recipe"], "variant": record["variant"], "weights_sha256": weights}
+    wanted = (weights, subject.data.name if subject.data else None, _filed_split(subject))
+    records = [record for path in sorted(folder.glob("*.json")) if isinstance(record := read_json(path), dict)]
+    known = [
+        record
+        for record in records
+        if (record.get("weights_sha256"), record.get("data"), record.get("split")) == wanted
+    ]
+    mine = report.recorded()
+
+    def unlike(record: Mapping[str, Any]) -> tuple[bool, float]:
+        one, other = (statistics.fmean(of["metrics"][report.task.figure]) for of in (record, mine))
+        return ("first_stage" in record) != ("first_stage" in mine), abs(one - other)
+
+    if known:
+        found = min(known, key=unlike)
+        return {"recipe": found["recipe"], "variant": found["variant"], "weights_sha256": weights}
     raise RunError(
         f"{subject.run}: what a figure is compared with must be recorded in {folder}, but is not. "
         f"Record it first: python evaluate.py {subject.run} --record {folder / subject.results[0]['recipe']}.json"

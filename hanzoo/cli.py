@@ -18,7 +18,7 @@ from typing import Any
 
 from hanzoo import __version__, build
 from hanzoo.dry_run import dry_run
-from hanzoo.errors import HanzooError, RunError, StorageError
+from hanzoo.errors import DataError, HanzooError, RunError, StorageError
 from hanzoo.evaluation.report import METRIC_NAMES, results_table, show_difference, show_interval, show_p
 from hanzoo.recipe import bundled_recipes, load_recipe
 from hanzoo.tasks.catalogue import known_options, require_options, task_for_file
@@ -219,7 +219,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     where = {"split": arguments.split, "file": arguments.file, "format": arguments.format, "data_of": arguments.data}
     where["say"] = say
     options = _options_of_tasks(arguments, "evaluate")
-    against = build.evaluate_run(arguments.against, **where) if arguments.against else None
+    against = build.evaluate_run(arguments.against, **where, options=options) if arguments.against else None
     reports: list[Report] = []
     for folder in arguments.runs:
         reports.append(build.evaluate_run(folder, **where, against=against, options=options))
@@ -295,7 +295,9 @@ def predict(argv: Sequence[str] | None = None) -> int:
 def _predict(arguments: argparse.Namespace) -> int:
     model = build.load(arguments.run, arguments.device)
     task = task_for_file(type(model), arguments.file)
-    require_options(task, "predict", _options_of_tasks(arguments, "predict"), arguments.run)
+    if arguments.file != "-" and not Path(arguments.file).exists():
+        raise DataError(f"{arguments.file}: must exist, but does not. Check the path.")
+    require_options(task, "predict", _options_of_tasks(arguments, "predict"), arguments.run, arguments.file)
     if arguments.file == "-" and num_ranks() > 1:
         raise RunError("standard input: must be a file where several ranks read it, but is a stream. Name a file.")
     refused = task.predict(model, arguments, say)

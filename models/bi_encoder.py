@@ -108,6 +108,7 @@ class BiEncoder(TextMatcher):
             (texts, width) float32.
 
         Raises:
+            TypeError: texts are one string, or hold something else.
             DataError: a text is empty, or all blanks.
         """
         pieces = self.read_texts(texts)

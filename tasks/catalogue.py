@@ -53,9 +53,22 @@ def known_options(command: str) -> dict[str, Mapping[str, Any]]:
     return {option: how for task in reversed(TASKS) for option, how in task.options[command].items()}
 
 
-def require_options(task: Task, command: str, options: Iterable[str], run: Path) -> None:
-    """Raise RunError where an option was given that is not for the task of a run."""
+def require_options(task: Task, command: str, options: Iterable[str], run: Path, given: str | None = None) -> None:
+    """Raise RunError where an option was given that is not for the task of a run.
+
+    Args:
+        task: of the run, or of what its model is given.
+        command: predict or evaluate.
+        options: that were given.
+        run: the run directory.
+        given: what a model is given that is of several tasks; None = the run itself says which.
+    """
     for option in options:
-        if option not in task.options[command]:
-            owners = " or ".join(other.kind for other in TASKS if option in other.options[command])
-            raise RunError(f"{option}: the run must hold a {owners}, but {run} holds a {task.kind}. Leave it out.")
+        if option in task.options[command]:
+            continue
+        owners = [other for other in TASKS if option in other.options[command]]
+        alike = [other.predicts for other in owners if other.model is task.model]
+        if given is not None and alike:
+            raise RunError(f"{option}: must stand with {alike[0]}, but {given} holds {task.predicts}. Leave it out.")
+        kinds = " or ".join(other.kind for other in owners)
+        raise RunError(f"{option}: the run must hold a {kinds}, but {run} holds a {task.kind}. Leave it out.")

@@ -17,7 +17,15 @@ from pydantic_core import PydanticCustomError
 from hanzoo.data.document import Document, Pair, Triple
 from hanzoo.data.files import expanded
 from hanzoo.data.leakage import LeakageReport, check_leaks, leakage
-from hanzoo.data.matching_catalogue import MATCHING_SETS, PairData, TripleData, load_pairs, load_triples, with_pairs
+from hanzoo.data.matching_catalogue import (
+    MATCHING_SETS,
+    PairData,
+    TripleData,
+    load_pairs,
+    load_triples,
+    own_scale,
+    with_pairs,
+)
 from hanzoo.data.pair_files import Scale, read_pairs
 from hanzoo.data.training_items import ItemKind, matches, texts, triples_of_pairs
 from hanzoo.errors import DataError, RecipeError, RunError
@@ -76,9 +84,9 @@ class MatchingDataSettings(DataSettings):
         columns: which column of one's own pairs is what.
         triple_columns: and of one's own triples.
         dev_from_train: hold out 10 % of train for selection; the official dev is then only reported on.
-        items: what is trained on: pairs with their labels; matches, the pairs with the highest label; triples, of pairs: one that
-            matches with one of the lowest label and the same first text; texts, each of them once, without labels. None = triples
-            where they are given, else pairs.
+        items: what is trained on: pairs with their labels; matches, the pairs with the highest label, or all of a file without
+            labels; triples, of pairs: one that matches with one of the lowest label and the same first text; texts, each of them
+            once, without labels. None = triples where they are given, else pairs.
         most: items of train (pairs, or triples) that are used at most, the first ones; None = all.
         mining: give pairs that match negatives that BM25 or a bi-encoder finds: triples are trained on then (`MiningSettings`).
         allow_leakage: train also where what is reported on is known to stand in what is trained on: the figure means nothing.
@@ -271,6 +279,7 @@ class Matching(Task):
     """Saying how well two texts match: `Pair`s of a `MatchingData`, for a `Matcher`."""
 
     kind = "matcher"
+    predicts = "pairs of texts"
     model = Matcher
     items = "items"
     figure = "spearman"
@@ -326,10 +335,17 @@ class Matching(Task):
             data.mined.keep(folder)
 
     def check(self, settings: MatchingEvaluateSettings, data: MatchingData, place: str) -> None:
+        """See `Task.check`. Raises DataError where dev can select nothing."""
         if settings.metric == "auc" and not data.scale.is_binary:
             raise RecipeError(
                 f"{place}: evaluate.metric must be spearman or pearson for {data.name}, but is 'auc', which needs two classes. "
                 "Set evaluate.metric=spearman."
+            )
+        labels = set(labels_of(data.dev).tolist())
+        if len(labels) < 2:
+            raise DataError(
+                f"{data.name}: the {len(data.dev):,} pairs of dev ({data.pairs.dev_source}) must have two labels at least to be "
+                f"selected by, but all have {labels.pop():g}. Give another file for data.dev, or more pairs."
             )
 
     def describe(self, data: MatchingData) -> dict[str, Any]:
@@ -383,8 +399,11 @@ class Matching(Task):
     def read_texts(self, path: Path, format: str | None) -> Sequence[Pair]:
         return [Pair(pair.first, pair.second, None, pair.source, pair.id) for pair in read_pairs(path)[0]]
 
-    def read_labelled(self, path: Path, format: str | None) -> Sequence[Pair]:
-        pairs, report = read_pairs(path)
+    def read_labelled(self, path: Path, format: str | None, settings: MatchingDataSettings | None) -> Sequence[Pair]:
+        """Pairs as the run's own files have them: of its scale, and with its columns."""
+        pairs, report = (
+            read_pairs(path) if settings is None else read_pairs(path, _scale(settings), columns=settings.columns)
+        )
         if report.unlabelled:
             raise DataError(f"{path}: a pair must have a label to be judged by, but has none. Score it by predict.py.")
         return pairs
@@ -529,6 +548,12 @@ def _reliability(model: Matcher, scores: NDArray[np.float64], matches: NDArray[n
     return {"ece": expected_calibration_error(probabilities, matches), "brier": brier(probabilities, matches)}
 
 
+def _scale(settings: MatchingDataSettings) -> Scale:
+    """What the labels mean of the pairs that a recipe names."""
+    scale = None if settings.name is None else MATCHING_SETS[settings.name].scale
+    return scale or own_scale(settings.scale)
+
+
 def _read(settings: MatchingDataSettings) -> tuple[PairData, TripleData | None]:
     """The pairs of a recipe, and its triples if it has any."""
     if settings.triples is None:
@@ -547,8 +572,13 @@ def _read(settings: MatchingDataSettings) -> tuple[PairData, TripleData | None]:
 def _items(
     kind: ItemKind, given: Sequence[Pair] | Sequence[Triple], pairs: PairData
 ) -> Sequence[Pair | Triple | Document]:
-    """What is trained on, of pairs or triples. Raises DataError where that is nothing."""
+    """What is trained on, of pairs or triples. Raises DataError where that is nothing, or needs labels that are not there."""
     labelled = [item for item in given if isinstance(item, Pair)]
+    if labelled and labelled[0].label is None and kind in ("pairs", "triples"):
+        raise DataError(
+            f"{labelled[0].source}: a pair in train must have a label where {kind} are trained on, but has none. Add a column "
+            "label, or say which it is (columns label=NAME); or set data.items=matches, where all of them match."
+        )
     made: Sequence[Pair | Triple | Document]
     if kind == "texts":
         made = texts(given)

@@ -70,6 +70,7 @@ def score_file(model: Matcher, arguments: argparse.Namespace, say: Say) -> int:
         replaced = [name for name in additions.names if name in (rows.header or ())]
         if replaced:
             say(f"{arguments.file}: its columns {', '.join(replaced)} are replaced in what is written")
+        keys: dict[str, int] = {}  # of JSON lines, which have no header: how many have what is replaced
         cut: dict[str, tuple[int, int]] = {}
         scored = found_in(_with_both(rows, names), _length, lambda chunk: _scored(model, chunk, names, cut))
         if rank():  # works for the first one, which writes
@@ -83,6 +84,11 @@ def score_file(model: Matcher, arguments: argparse.Namespace, say: Say) -> int:
                 writer.write(replace(row, text=None, error=found), None)
             else:
                 writer.write(row, found)
+                for name in additions.names if rows.header is None else ():
+                    keys[name] = keys.get(name, 0) + (name in row.columns)
+    for name, number in keys.items():
+        if number:
+            say(f"{arguments.file}: the key {name} of {number:,} lines is replaced in what is written")
     total: dict[str, tuple[int, int]] = {}
     for part in gather_objects(cut):
         _add(total, part)
@@ -108,13 +114,19 @@ def _open(arguments: argparse.Namespace) -> tuple[RowReader, Mapping[str, tuple[
     given = arguments.columns or {}
     names = {side: (given[side],) if side in given else PAIR_NAMES[side] for side in SIDES}
     place, format = str(arguments.file), arguments.format
+    if len(set(given.values())) < len(given):
+        raise RunError(
+            f"--columns: the two texts must stand in two columns, but both are {given['first']}. Name another for one of them."
+        )
     header: Any = None
-    if place == "-" and format is None and not given:
-        format, header = "tsv", SIDES
-    if format is None and place.removesuffix(".gz").endswith(".txt"):
+    if place == "-" and format is None:
+        format = "tsv"
+        header = None if given else SIDES
+    suffix = place.lower().removesuffix(".gz").rpartition(".")[2]
+    if format is None and suffix == "txt":
         format = "tsv"
     if given and all(name.isdecimal() for name in given.values()):
-        if set(given) != set(SIDES) or not (format == "tsv" or place.removesuffix(".gz").endswith(".tsv")):
+        if set(given) != set(SIDES) or not (format == "tsv" or (format is None and suffix == "tsv")):
             raise RunError(
                 "--columns: numbers must be of both texts, in tsv, but are not. Name the columns, or add --format tsv."
             )

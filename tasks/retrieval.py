@@ -419,6 +419,7 @@ class Retrieval(Task):
     """Finding the passages of a corpus that answer a query, by a `Matcher`."""
 
     kind = "search model"
+    predicts = "a BEIR folder"
     model = Matcher
     items = "queries"
     figure = "mrr@10"
@@ -517,7 +518,7 @@ class Retrieval(Task):
             Document(query.text, (), query.source, query.id) for query in load_retrieval(folder=path).queries.values()
         ]
 
-    def read_labelled(self, path: Path, format: str | None) -> JudgedQueries:
+    def read_labelled(self, path: Path, format: str | None, settings: Any) -> JudgedQueries:
         """The queries of a BEIR folder with its corpus: of its test, or of the one split that it has."""
         data = load_retrieval(folder=path)
         if "test" not in data.qrels and len(data.qrels) != 1:

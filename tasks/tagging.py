@@ -107,6 +107,7 @@ class Tagging(Task):
     """Finding entities in texts: `Document`s of a `TaggingData`, for a `Tagger`."""
 
     kind = "tagger"
+    predicts = "texts"
     model = Tagger
     items = "sentences"
     figure = "f1"
@@ -185,7 +186,7 @@ class Tagging(Task):
     def read_texts(self, path: Path, format: str | None) -> Sequence[Document]:
         return read_texts(path, format)
 
-    def read_labelled(self, path: Path, format: str | None) -> Sequence[Document]:
+    def read_labelled(self, path: Path, format: str | None, settings: Any) -> Sequence[Document]:
         documents, reading = read_documents(path, format)
         if reading.unlabelled:
             raise DataError(

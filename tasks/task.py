@@ -173,6 +173,7 @@ class Task(ABC):
 
     Attributes:
         kind: what one calls such a model: "tagger".
+        predicts: what `predict.py` is given with such a model: "texts".
         model: the base class of such models.
         items: what it is trained on, as a word: "sentences".
         figure: the main one: curves show it, and runs are compared in it.
@@ -185,6 +186,7 @@ class Task(ABC):
     """
 
     kind: ClassVar[str]
+    predicts: ClassVar[str]
     model: ClassVar[type[Model]]
     items: ClassVar[str]
     figure: ClassVar[str]
@@ -256,7 +258,7 @@ class Task(ABC):
         """Items of a file, whose gold, if it has any, is not looked at. Raises DataError."""
 
     @abstractmethod
-    def read_labelled(self, path: Path, format: str | None) -> Sequence[Any]:
+    def read_labelled(self, path: Path, format: str | None, settings: Any) -> Sequence[Any]:
         """Items of a file with their gold. Raises DataError, also where one has none."""
 
     # Training.

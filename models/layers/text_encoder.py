@@ -179,8 +179,14 @@ class TextEncoderModel(PretrainedModel):
         """The pieces of texts, no more of each than are read.
 
         Raises:
+            TypeError: texts are one string, or hold something else.
             DataError: a text has no pieces: it is empty, or all blanks.
         """
+        if isinstance(texts, str):
+            raise TypeError(f"{where}: texts must be a list of strings, but are one string. Write [text].")
+        for text in texts:
+            if not isinstance(text, str):
+                raise TypeError(f"{where}: a text must be a string, but is {type(text).__name__}.")
         rows = self.subwords.encode(texts)
         for text, row in zip(texts, rows, strict=True):
             if not len(row):

@@ -141,14 +141,13 @@ def test_files_of_ones_own(tmp_path: Path) -> None:
         load_pairs(train=graded, columns=names)
 
 
-def test_pairs_to_learn_from_have_labels_that_differ(tmp_path: Path) -> None:
+def test_dev_has_labels(tmp_path: Path) -> None:
     path = tmp_path / "a.tsv"
     path.write_text("s1\ts2\n" + "".join(f"a{k}\tb{k}\n" for k in range(60)), encoding="utf-8")
-    with pytest.raises(DataError, match=r"a\.tsv:2: a pair in train must have a label, but has none"):
+    with pytest.raises(DataError, match=r"a\.tsv:2: a pair must have a label where a tenth of train serves as dev"):
         load_pairs(train=path)
-    path.write_text("s1\ts2\tlabel\n" + "".join(f"a{k}\tb{k}\t1\n" for k in range(60)), encoding="utf-8")
-    with pytest.raises(DataError, match="two labels at least, but all are alike"):
-        load_pairs(train=path)
+    with pytest.raises(DataError, match=r"a\.tsv:2: a pair in dev must have a label, but has none"):
+        load_pairs(train=path, dev=path)
     path.write_text("s1\ts2\tlabel\na\tb\t1\n", encoding="utf-8")
     with pytest.raises(DataError, match="10 % of train must hold pairs to serve as dev"):
         load_pairs(train=path)

@@ -80,6 +80,16 @@ def test_a_text_without_pieces_is_refused(cls: type[Any], text: str) -> None:
 
 
 @every_matcher
+def test_what_is_no_list_of_texts_is_refused(cls: type[Any]) -> None:
+    model = build(cls)
+    with pytest.raises(TypeError, match="a text must be a string, but is NoneType"):
+        model.scores([(TEXTS[0], None)])
+    if cls is BiEncoder:
+        with pytest.raises(TypeError, match=r"must be a list of strings, but are one string\. Write \[text\]"):
+            model.encode(TEXTS[0])
+
+
+@every_matcher
 def test_texts_of_any_content_have_a_score(cls: type[Any]) -> None:
     model = build(cls)
     assert np.isfinite(model.scores([("a\ud83d", "😀𠮷"), ("[SEP]", "[PAD][MASK]"), ("好" * 2000, "。")])).all()

@@ -302,8 +302,7 @@ def test_teachers_that_cannot_teach_are_refused(
         ([("甲", "  ", 1), ("乙", "丙", 0)], "sentence1\tsentence2\tlabel", r"train.tsv:2: the second text must hold a character"),
         ([("甲", 1), ("乙", 0)], "sentence1\tlabel", "train.tsv:1: there must be a column for second"),
         ([("甲", "乙", 1), ("乙", "丙", 7)], "sentence1\tsentence2\tlabel", "train.tsv:3: the label must be one of 0, 1"),
-        ([("甲", "乙"), ("乙", "丙")], "sentence1\tsentence2", "a pair in train must have a label, but has none"),
-        ([("甲", "乙", 1), ("乙", "丙", 1)], "sentence1\tsentence2\tlabel", "train must hold pairs of two labels at least"),
+        ([("甲", "乙"), ("乙", "丙")], "sentence1\tsentence2", "a pair in train must have a label where pairs are trained on"),
     ],
 )  # fmt: skip
 def test_bad_pairs_get_one_error(
@@ -402,6 +401,42 @@ def test_a_last_batch_of_one_row_is_joined_with_its_neighbour(tmp_path: Path) ->
     write_pairs(tmp_path / "train.tsv", [(f"{a}{n}", b, int(n < 17)) for n, (a, b, _) in enumerate(pairs(60))])
     results = build.train(write_recipe(tmp_path / "it.yaml", recipe), run=tmp_path / "run")
     assert results["steps"] == 4  # 8 and 9 rows
+
+
+def test_matching_pairs_need_no_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = sections(tmp_path, "bi_encoder", {"name": "info_nce"}, epochs=1)
+    alike = [(first, second, 1) for first, second, label in pairs(60) if label]
+    for header, rows in (("sentence1\tsentence2\tlabel", alike), ("sentence1\tsentence2", [row[:2] for row in alike])):
+        write_pairs(tmp_path / "train.tsv", rows, header)
+        for items, number in (("matches", len(alike)), ("texts", len({text for row in alike for text in row[:2]}))):
+            recipe["data"]["items"] = items
+            data = Matching().load_data(Matching().data_settings.model_validate(recipe["data"]))
+            assert len(data.train) == number
+    recipe["data"]["items"] = "matches"
+    assert build.train(write_recipe(tmp_path / "it.yaml", recipe), run=tmp_path / "run")["splits"]["test"]["auc"] > 0
+    recipe["data"]["items"] = "triples"
+    assert "must have a label where triples are trained on" in refused(tmp_path, recipe, capsys)
+
+
+@pytest.mark.parametrize("metric", ["auc", "spearman"])
+def test_dev_must_be_able_to_select(metric: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = sections(tmp_path) | {"evaluate": {"metric": metric}}
+    write_pairs(tmp_path / "dev.tsv", [("甲", "乙", 1), ("丙", "丁", 1)])
+    assert "the 2 pairs of dev (dev.tsv) must have two labels at least" in refused(tmp_path, recipe, capsys)
+
+
+def test_a_file_is_read_as_the_files_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = sections(tmp_path, epochs=1)
+    recipe["data"] |= {"scale": "sts", "columns": {"first": "q", "second": "d", "label": "how"}}
+    for split, start in (("train", 0), ("dev", 300), ("test", 700)):
+        rows = [(first, second, 2.5 * label + start % 3) for first, second, label in pairs(24, start)]
+        write_pairs(tmp_path / f"{split}.tsv", rows, "q\td\thow")
+    assert cli.train([str(write_recipe(tmp_path / "it.yaml", recipe)), "--run", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    assert cli.evaluate([str(tmp_path / "run"), "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    assert cli.evaluate([str(tmp_path / "run"), "--file", str(tmp_path / "test.tsv"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["spearman"] == whole["spearman"]
 
 
 def test_texts_that_are_not_read_whole_are_said(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

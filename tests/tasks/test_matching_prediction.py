@@ -120,6 +120,38 @@ def test_standard_input_needs_no_header(
     check(run, json_lines(capfd.readouterr().out), ("a", "b"))
 
 
+def test_a_stream_with_columns_is_a_table(
+    run: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(tsv(header="q\td\n").encode())))
+    assert cli.predict([str(run), "-", "--columns", "first=q,second=d"]) == 0
+    check(run, json_lines(capfd.readouterr().out), ("q", "d"))
+
+
+def test_what_does_not_go_with_pairs_is_said_of_the_file(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "pairs.TXT"
+    path.write_text(tsv(), encoding="utf-8")
+    assert cli.predict([str(run), str(path), "--output", str(tmp_path / "out.jsonl")]) == 0
+    capfd.readouterr()
+    for given, said in (
+        (
+            [str(path), "--k", "3"],
+            f"--k: must stand with a BEIR folder, but {path} holds pairs of texts. Leave it out.",
+        ),
+        (
+            [str(tmp_path), "--columns", "first=a,second=b"],
+            f"must stand with pairs of texts, but {tmp_path} holds a BEIR folder",
+        ),
+        ([str(tmp_path / "none"), "--k", "3"], f"{tmp_path / 'none'}: must exist, but does not"),
+        ([str(path), "--columns", "first=1,second=1"], "must stand in two columns, but both are 1"),
+        ([str(path), "--labels", "name"], f"--labels: the run must hold a tagger, but {run} holds a matcher"),
+    ):
+        assert cli.predict([str(run), *given]) == 2
+        assert said in capfd.readouterr().err
+
+
 def test_columns_by_number(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "pairs.tsv"
     path.write_text("".join(f"{b}\tx\t{a}\n" for a, b in PAIRS), encoding="utf-8")
@@ -186,6 +218,13 @@ def test_a_column_that_is_replaced_is_said(run: Path, tmp_path: Path, capfd: pyt
     assert cli.predict([str(run), str(path)]) == 0
     out, err = capfd.readouterr()
     assert err == f"{path}: its columns score are replaced in what is written\n"
+    assert json_lines(out)[0]["score"] != 5
+    lines = tmp_path / "pairs.jsonl"
+    rows = [{"first": "好", "second": "坏", "score": 5}, {"first": "好", "second": "坏"}]
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert cli.predict([str(run), str(lines)]) == 0
+    out, err = capfd.readouterr()
+    assert err == f"{lines}: the key score of 1 lines is replaced in what is written\n"
     assert json_lines(out)[0]["score"] != 5
 
 

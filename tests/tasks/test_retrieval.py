@@ -207,6 +207,17 @@ def test_the_commands(runs: dict[str, Path], folder: Path, tmp_path: Path, capsy
     assert (first["name"], first["candidates"], first["weight"]) == ("bm25", 5, 0.5)
     assert first["difference"] == pytest.approx(recorded["metrics"]["mrr@10"][0] - first["figure"])
     assert first["interval"][0] <= first["difference"] <= first["interval"][1]
+    # another run behind the same stage, against this one behind it: a figure of its own with the same weights
+    assert cli.evaluate([run, "--record", str(tmp_path / "a.json")]) == 0
+    other, raw = tmp_path / "raw.json", str(runs["raw"])
+    for given, variant in ((staged[2:], "bm25"), ([], "")):
+        assert cli.evaluate([raw, "--against", run, "--record", str(other), *given]) == 0
+        found = json.loads(other.read_text("utf-8"))
+        against = json.loads((record if variant else tmp_path / "a.json").read_text("utf-8"))
+        assert found["against"]["variant"] == variant
+        assert found["against"]["difference"] == pytest.approx(
+            found["metrics"]["mrr@10"][0] - against["metrics"]["mrr@10"][0]
+        )
     capsys.readouterr()
     assert cli.evaluate([run, "--candidates", "5"]) == 2
     assert "must stand with --first-stage" in capsys.readouterr().err

@@ -75,6 +75,7 @@ class PointReport(Report):
 
 class LineFitting(Task):
     kind = "line"
+    predicts = "lines"
     items = "points"
     figure = "nearness"
     columns = ("nearness",)
@@ -122,7 +123,7 @@ class LineFitting(Task):
     def read_texts(self, path: Path, format: str | None) -> Sequence[Any]:
         raise DataError(f"{path}: points are not read")
 
-    def read_labelled(self, path: Path, format: str | None) -> Sequence[Any]:
+    def read_labelled(self, path: Path, format: str | None, settings: Any) -> Sequence[Any]:
         raise DataError(f"{path}: points are not read")
 
     def restrict(self, model: Any, data: Points) -> None:
