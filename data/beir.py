@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 from hanzoo.data.catalogue import find_file, plain_sha256
-from hanzoo.data.document import Passage, Query
+from hanzoo.data.document import Passage, Query, is_blank
 from hanzoo.data.readers import parse_object, read_lines, shorten
 from hanzoo.errors import DataError, nearest
 
@@ -101,14 +101,14 @@ def read_beir(folder: Path | str, splits: Sequence[str] | None = None) -> Retrie
         if title is not None and not isinstance(title, str):
             raise DataError(f'{where}: "title" must be a string, but is {shorten(title)}. Mend the line.')
         passage = Passage(name, _string(record, "text", where), title or "", where)
-        if not passage.full_text.strip():
+        if is_blank(passage.full_text):
             raise DataError(f"{where}: a passage must have a text or a title, but {name!r} has none. Remove the line.")
         _refuse_repeat(name, corpus, where)
         corpus[name] = passage
     queries: dict[str, Query] = {}
     for where, name, record in _entries(_found(folder, QUERIES, hashes)):
         text = _string(record, "text", where)
-        if not text.strip():
+        if is_blank(text):
             raise DataError(
                 f"{where}: the text of a query must hold a character that is no blank, but {name!r} is {text!r}. "
                 "Mend or remove the line."

@@ -3,8 +3,17 @@ what is searched: queries and passages."""
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from typing import NamedTuple
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text holds nothing to read: blanks, control and format characters (Unicode's Z* and C*) and U+FFFD alone.
+
+    Tokenizers drop them, and leave nothing of such a text.
+    """
+    return all(unicodedata.category(character)[0] in "CZ" or character == "\ufffd" for character in text)
 
 
 class Span(NamedTuple):

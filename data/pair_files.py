@@ -8,7 +8,7 @@ a file without header, counts them from 1. Nothing is guessed beyond the well-kn
 - JSON lines (.jsonl, .json): one object a line.
 
 All may be gzipped (.gz). Texts keep every character, blanks at their ends and byte order marks inside included. A text that
-holds nothing but blanks is refused.
+holds nothing but blanks, control and format characters is refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from hanzoo.data.document import Pair, Triple
+from hanzoo.data.document import Pair, Triple, is_blank
 from hanzoo.data.readers import identifier, parse_object, read_lines, shorten
 from hanzoo.errors import DataError, RecipeError, nearest
 
@@ -222,7 +222,7 @@ def read_pairs(
         if without_gold is not None and record.get("label") == without_gold:
             report.left_out[f"the label is {without_gold!r}"] += 1
             continue
-        if skip_empty and any(isinstance(record[key], str) and not record[key].strip() for key in ("first", "second")):
+        if skip_empty and any(isinstance(record[key], str) and is_blank(record[key]) for key in ("first", "second")):
             report.left_out["a text is empty"] += 1
             continue
         first, second = (_text(record, key, where) for key in ("first", "second"))
@@ -301,7 +301,7 @@ def _text(record: Mapping[str, Any], key: str, where: str) -> str:
     given = record[key]
     if not isinstance(given, str):
         raise DataError(f"{where}: the {key} text must be a string, but is {shorten(given)}. Mend the line.")
-    if not given.strip():
+    if is_blank(given):
         raise DataError(f"{where}: the {key} text {_EMPTY}, but is {given!r}. Mend or remove the line.")
     return given
 

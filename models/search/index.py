@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hanzoo.data.document import Passage
+from hanzoo.data.document import Passage, is_blank
 from hanzoo.data.files import storage_errors, sync, write_file
 from hanzoo.errors import DataError, RunError
 
@@ -96,7 +96,7 @@ def read_corpus(corpus: Corpus) -> tuple[list[TextId], list[str]]:
         if id in seen:
             raise DataError(f"corpus: an id must be unique, but {id!r} stands twice. Rename or remove one.")
         seen.add(id)
-        if not text.strip():
+        if is_blank(text):
             raise DataError(
                 f"corpus: a text must hold a character that is no blank, but text {id!r} is {text[:20]!r}. Leave it out."
             )
@@ -113,7 +113,7 @@ def check_queries(queries: Sequence[str], before: int = 0) -> None:
     for number, query in enumerate(queries, before):
         if not isinstance(query, str):
             raise TypeError(f"search: queries must be strings, but query {number} is {type(query).__name__}.")
-        if not query.strip():
+        if is_blank(query):
             raise DataError(
                 f"query: must hold a character that is no blank, but query {number} is {query[:20]!r}. Leave it out."
             )

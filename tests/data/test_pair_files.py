@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hanzoo.data.document import Pair, Triple
+from hanzoo.data.document import Pair, Triple, is_blank
 from hanzoo.data.pair_files import SCALES, Layout, read_pairs, read_triples
 from hanzoo.errors import DataError, RecipeError
 
@@ -64,7 +64,7 @@ def test_csv_may_hold_commas_quotes_and_line_ends(tmp_path: Path) -> None:
 
 
 TEXTS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\t\n\r\ufeff"), min_size=1).filter(
-    lambda text: bool(text.strip())
+    lambda text: not is_blank(text)
 )
 
 
@@ -135,6 +135,7 @@ def test_a_scale_is_of_unit_length() -> None:
     ("name", "content", "said"),
     [
         ("a.tsv", "sentence1\tsentence2\tlabel\na\t\t1\n", r":2: the second text must hold a character .* but is ''"),
+        ("a.tsv", "sentence1\tsentence2\tlabel\na\t\u200b\ufeff\t1\n", r":2: the second text must hold .* '\\u200b\\ufeff'"),
         ("a.tsv", "sentence1\tsentence2\tlabel\na\tb\n", r":2: a line must hold 3 fields, but holds 2: 'a\\tb'"),
         ("a.tsv", "sentence1\tsentence2\tlabel\na\tb\t3\n", r":2: the label must be one of 0, 1 .* but is '3'"),
         ("a.tsv", "sentence1\tlabel\na\t1\n", r":1: there must be a column for second \(one of .*sentence2.*Say which"),

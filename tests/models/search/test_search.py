@@ -358,6 +358,8 @@ def test_a_missing_package_is_named_with_its_cure(
         (["  "], CORPUS, 3, DataError, "query: must hold a character that is no blank"),
         (QUERIES, [], 3, DataError, "corpus: must hold a text, but is empty"),
         (QUERIES, ["今天", " "], 3, DataError, "but text 1 is ' '"),
+        (QUERIES, ["今天", "\u200b"], 3, DataError, r"but text 1 is '\\u200b'"),
+        (["雨", "\x00\ud83d"], CORPUS, 3, DataError, r"but query 1 is '\\x00\\ud83d'"),
         (QUERIES, [Passage("a", "今天"), Passage("a", "下雨")], 3, DataError, "'a' stands twice"),
         (QUERIES, CORPUS, 0, ValueError, "k must be at least 1"),
         ("今天", CORPUS, 3, TypeError, "queries must be a list"),
