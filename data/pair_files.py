@@ -23,7 +23,8 @@ from types import MappingProxyType
 from typing import Any
 
 from hanzoo.data.document import Pair, Triple, is_blank
-from hanzoo.data.readers import identifier, parse_object, read_lines, shorten
+from hanzoo.data.readers import identifier, parse_object, read_lines, read_whole_lines, shorten
+from hanzoo.data.text_streams import allow_long_fields
 from hanzoo.errors import DataError, RecipeError, nearest
 
 PAIR_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -354,7 +355,8 @@ def _plain_rows(path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield the rows of a CSV file with the number of the first line of each."""
-    reader = csv.reader((f"{line}\n" for _, line in read_lines(path)), strict=True)
+    allow_long_fields()
+    reader = csv.reader((line for _, line in read_whole_lines(path)), strict=True)
     first = 1
     try:
         for row in reader:

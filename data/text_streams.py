@@ -366,10 +366,14 @@ def _check_unique(name: str, columns: Sequence[str]) -> None:
             raise DataError(f"{name}: column names must be unique, but {column!r} comes twice. Rename one of them.")
 
 
+def allow_long_fields() -> None:
+    """Raise the `csv` module's limit of a field, for the whole process."""
+    csv.field_size_limit(max(csv.field_size_limit(), _LARGEST_CSV_FIELD))
+
+
 def _open_csv(path: Path | None, stream: io.BufferedReader, name: str, wanted: _Wanted) -> RowReader:
     has_bom = path is not None and stream.peek(len(_BOM))[: len(_BOM)] == _BOM
-    if csv.field_size_limit() < _LARGEST_CSV_FIELD:
-        csv.field_size_limit(_LARGEST_CSV_FIELD)
+    allow_long_fields()
     # Bytes that are not UTF-8 come through as lone surrogates, so that one bad record does not end the run.
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
     # Strict, for otherwise '"a"b' is read as 'ab': a text that is not in the file.

@@ -116,10 +116,14 @@ def _overlapping_pairs(spans: Sequence[Span]) -> int:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    r"""Yield what `read_whole_lines` does, "\r" and "\n" taken from the end of each line."""
+    return ((number, line.rstrip("\r\n")) for number, line in read_whole_lines(path))
+
+
+def read_whole_lines(path: Path) -> Iterator[tuple[int, str]]:
     r"""Yield the lines of a UTF-8 text file, gzipped if its name ends in .gz, with their numbers from 1.
 
-    Lines end at "\n" alone: U+2028, form feeds and the like stay inside. "\r" and "\n" are taken from the end, a byte
-    order mark from the beginning.
+    Lines end at "\n" alone: U+2028, form feeds and the like stay inside. A byte order mark is taken from the beginning.
 
     Raises:
         DataError: the file is missing, empty, unreadable, a damaged gzip file, or not UTF-8.
@@ -134,7 +138,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 offset += len(raw)
                 if number == 1:
                     line = line.removeprefix("\ufeff")
-                yield number, line.rstrip("\r\n")
+                yield number, line
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}:{number}: the text must be UTF-8, but byte {offset + error.start} of the file "

@@ -63,6 +63,14 @@ def test_csv_may_hold_commas_quotes_and_line_ends(tmp_path: Path) -> None:
     assert [(pair.first, pair.source) for pair in pairs] == [('a,"b"\nc', f"{path}:2"), ("e", f"{path}:4")]
 
 
+def test_a_field_of_csv_may_be_long_and_keeps_its_own_line_ends(tmp_path: Path) -> None:
+    csv.field_size_limit(131_072)  # the module's own, whatever was read before
+    path = written(tmp_path, "a.csv", f'sentence1,sentence2,label\r\n"a\r\nb\n",{"花" * 140_000},1\r\n\r\ne,f,0')
+    pairs, report = read_pairs(path)
+    assert [(pair.first, pair.source) for pair in pairs] == [("a\r\nb\n", f"{path}:2"), ("e", f"{path}:6")]
+    assert report.longest == 140_000
+
+
 TEXTS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\t\n\r\ufeff"), min_size=1).filter(
     lambda text: not is_blank(text)
 )
