@@ -1,8 +1,8 @@
 """Retrieval sets as BEIR has them: a folder with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv.
 
-corpus.jsonl holds {"_id", "title", "text"} (the title may be absent or empty), queries.jsonl {"_id", "text"}; a file of qrels has
-the header query-id, corpus-id, score between tabs, and says in each line how relevant a passage is to a query: a whole number,
-0 = judged and not relevant. Ids are strings. Each file may be gzipped (.gz).
+corpus.jsonl holds {"_id", "title", "text"} (title or text may be absent or empty), queries.jsonl {"_id", "text"}; a file of
+qrels has the header query-id, corpus-id, score between tabs, and says in each line how relevant a passage is to a query: a whole
+number, 0 = judged and not relevant. Ids are strings. Each file may be gzipped (.gz).
 
 Source: Thakur et al. 2021 (BEIR), and the loader of its release for the form of the files.
 Differs: a repeated id, an id in qrels that is nowhere else, and an empty text are refused; there they are kept or skipped without
@@ -97,10 +97,8 @@ def read_beir(folder: Path | str, splits: Sequence[str] | None = None) -> Retrie
     notes: list[str] = []
     corpus: dict[str, Passage] = {}
     for where, name, record in _entries(_found(folder, CORPUS, hashes)):
-        title = record.get("title")
-        if title is not None and not isinstance(title, str):
-            raise DataError(f'{where}: "title" must be a string, but is {shorten(title)}. Mend the line.')
-        passage = Passage(name, _string(record, "text", where), title or "", where)
+        given = {"text": "", "title": ""} | {key: value for key, value in record.items() if value is not None}
+        passage = Passage(name, _string(given, "text", where), _string(given, "title", where), where)
         if is_blank(passage.full_text):
             raise DataError(f"{where}: a passage must have a text or a title, but {name!r} has none. Remove the line.")
         _refuse_repeat(name, corpus, where)

@@ -35,7 +35,7 @@ from hanzoo.errors import RecipeError, RunError, nearest
 from hanzoo.models.layers.embedding import VocabularyEmbedding
 from hanzoo.models.layers.gathering import SharedBatch
 from hanzoo.models.search.bm25 import BM25Index
-from hanzoo.models.search.index import Corpus, Hit, Index, Staged, fingerprint
+from hanzoo.models.search.index import Corpus, Hit, Index, Staged, fingerprint, read_queries
 
 if TYPE_CHECKING:
     from hanzoo.data.lexicon import Lexicon
@@ -779,7 +779,7 @@ class Matcher(Model):
 
     def search(
         self,
-        queries: Sequence[str],
+        queries: Iterable[str],
         corpus: Corpus | Index,
         k: int = 10,
         *,
@@ -800,15 +800,22 @@ class Matcher(Model):
             weight: of this model's score in the mix with the first stage's; see `Staged`.
 
         Raises:
+            TypeError: queries or corpus are one string, or hold something else.
             DataError: a query or a text is blank, the corpus is empty.
+            ValueError: first_stage is neither, or k, candidates or weight are out of range.
             RunError: a cross-encoder has no first stage; a package is missing.
         """
+        queries = read_queries(queries)
         if first_stage == "bm25":
             if isinstance(corpus, Index):
                 raise ValueError(
                     "search: first_stage must be an index where the corpus is one. Give BM25Index.build(corpus)."
                 )
             first_stage = BM25Index.build(corpus)
+        elif isinstance(first_stage, str):
+            raise ValueError(
+                f"search: first_stage must be 'bm25' or an index of the same corpus, but is {first_stage!r}."
+            )
         if first_stage is not None and not isinstance(corpus, Index):
             return Staged.for_queries(queries, first_stage, self.index, corpus, candidates, weight).search(queries, k)
         index = corpus if isinstance(corpus, Index) else self.index(corpus)

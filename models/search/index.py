@@ -86,13 +86,13 @@ def read_corpus(corpus: Corpus) -> tuple[list[TextId], list[str]]:
         for number, item in enumerate(corpus):
             passage = item if isinstance(item, Passage) else None
             ids.append(number if passage is None else passage.id)
-            texts.append(str(item) if passage is None else passage.full_text)
-            if passage is None and not isinstance(item, str):
-                raise TypeError(f"corpus: must hold texts, but text {number} is {type(item).__name__}.")
+            texts.append(item if passage is None else passage.full_text)  # type: ignore[arg-type]  # checked below
     if not texts:
         raise DataError("corpus: must hold a text, but is empty. There is nothing to search in.")
     seen: set[TextId] = set()
     for id, text in zip(ids, texts, strict=True):
+        if not isinstance(text, str):
+            raise TypeError(f"corpus: must hold texts, but text {id!r} is {type(text).__name__}.")
         if id in seen:
             raise DataError(f"corpus: an id must be unique, but {id!r} stands twice. Rename or remove one.")
         seen.add(id)
@@ -103,13 +103,20 @@ def read_corpus(corpus: Corpus) -> tuple[list[TextId], list[str]]:
     return ids, texts
 
 
-def check_queries(queries: Sequence[str], before: int = 0) -> None:
-    """Raises TypeError where queries are one string, or hold something else; DataError where one is blank.
+def read_queries(queries: Iterable[str], before: int = 0) -> list[str]:
+    """Queries as a list, which can be read again.
 
-    `before`: how many others went before them, for the number that an error names.
+    Args:
+        queries: texts; none may be blank.
+        before: how many others went before them, for the number that an error names.
+
+    Raises:
+        TypeError: queries are one string, or hold something else.
+        DataError: a query is blank.
     """
     if isinstance(queries, str):
         raise TypeError("search: queries must be a list of strings, but are one string. Write search([query]).")
+    queries = list(queries)
     for number, query in enumerate(queries, before):
         if not isinstance(query, str):
             raise TypeError(f"search: queries must be strings, but query {number} is {type(query).__name__}.")
@@ -117,6 +124,7 @@ def check_queries(queries: Sequence[str], before: int = 0) -> None:
             raise DataError(
                 f"query: must hold a character that is no blank, but query {number} is {query[:20]!r}. Leave it out."
             )
+    return queries
 
 
 def best_places(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
@@ -177,13 +185,13 @@ class Index(ABC):
             raise ValueError(f"search: k must be at least 1, but is {k}.")
         waiting, before = iter(queries), 0
         while block := list(islice(waiting, QUERIES_AT_ONCE)):
-            check_queries(block, before)
+            read_queries(block, before)
             before += len(block)
             for ranking in self.rankings(block, k):
                 pairs = zip(ranking.places.tolist(), ranking.scores.tolist(), strict=True)
                 yield [Hit(self.ids[place], score) for place, score in pairs]
 
-    def search(self, queries: Sequence[str], k: int = 10) -> list[list[Hit]]:
+    def search(self, queries: Iterable[str], k: int = 10) -> list[list[Hit]]:
         """For each query the k texts of the corpus that match best, the best first.
 
         Args:
@@ -195,8 +203,7 @@ class Index(ABC):
             DataError: a query is blank.
             ValueError: k is below 1.
         """
-        check_queries(queries)
-        return list(self.stream(queries, k))
+        return list(self.stream(read_queries(queries), k))
 
     def save(self, folder: str | Path) -> None:
         """Write all that searching needs into a new folder, which appears whole or not at all.
@@ -299,7 +306,7 @@ class Staged(Index):
 
         Cost: the first stage is asked twice, here and when these queries are searched.
         """
-        check_queries(queries)
+        queries = read_queries(queries)
         ids, texts = read_corpus(corpus)
         whole = cls(first, PartIndex(ids, np.arange(len(ids)), first), candidates, weight)  # which checks what is given
         found = [ranking.places for ranking in first.rankings(queries, candidates)]

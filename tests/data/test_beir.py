@@ -16,7 +16,7 @@ HEADER = "query-id\tcorpus-id\tscore\n"
 FILES = {
     "corpus.jsonl": (
         '{"_id": "d0", "title": "", "text": "合同"}\n{"_id": "d1", "text": "正文", "title": "标题"}\n'
-        '{"_id": "d2", "text": "", "title": "t"}\n'
+        '{"_id": "d2", "text": "", "title": "t"}\n{"_id": "d3", "title": "题"}\n{"_id": "d4", "text": null, "title": "u"}\n'
     ),
     "queries.jsonl": '{"_id": "q0", "text": "谁"}\n{"_id": "q1", "text": "何时"}\n{"_id": "q2", "text": "哪里"}\n',
     "qrels/train.tsv": HEADER + "q0\td0\t1\nq0\td1\t0\n",
@@ -39,7 +39,7 @@ def test_a_folder_is_read(tmp_path: Path) -> None:
     data = read_beir(folder_with(tmp_path / "own"))
     assert (data.name, data.official) == ("own", False)
     assert data.corpus[0] == Passage("d0", "合同", "", f"{tmp_path}/own/corpus.jsonl:1")
-    assert [passage.full_text for passage in data.corpus] == ["合同", "标题 正文", "t"]
+    assert [passage.full_text for passage in data.corpus] == ["合同", "标题 正文", "t", "题", "u"]
     assert data.queries["q1"] == Query("q1", "何时", f"{tmp_path}/own/queries.jsonl:2")
     assert {split: {query: dict(judged) for query, judged in qrels.items()} for split, qrels in data.qrels.items()} == {
         "test": {"q1": {"d1": 2}, "q2": {"d0": 0}},
@@ -47,7 +47,7 @@ def test_a_folder_is_read(tmp_path: Path) -> None:
     }
     assert [query.id for query in data.queries_of("test")] == ["q1", "q2"]
     assert data.notes == (
-        "3 passages, 3 queries",
+        "5 passages, 3 queries",
         "test: 2 queries, 2 judged pairs, 1 of them relevant",
         "test: 1 judgements stand twice (counted once)",
         "test: 1 queries have no relevant passage: they count in no figure",
@@ -82,7 +82,8 @@ def test_files_may_be_gzipped(tmp_path: Path) -> None:
         ({"corpus": '{"_id": "d0", "text": "\\u200b", "title": "\\ue000"}\n'}, r"jsonl:1: a passage must have a text"),
         ({"corpus": '{"_id": 0, "text": "a"}\n'}, r'corpus\.jsonl:1: "_id" must be a string, but is 0'),
         ({"corpus": '{"_id": "", "text": "a"}\n'}, r'corpus\.jsonl:1: "_id" must be a string that is not empty'),
-        ({"corpus": '{"_id": "d0"}\n'}, r'corpus\.jsonl:1: "text" must be a string, but is None'),
+        ({"corpus": '{"_id": "d0"}\n'}, r"corpus\.jsonl:1: a passage must have a text or a title, but 'd0' has none"),
+        ({"corpus": '{"_id": "d0", "text": 1}\n'}, r'corpus\.jsonl:1: "text" must be a string, but is 1'),
         ({"corpus": '{"_id": "d0", "text": "a", "title": 1}\n'}, r'corpus\.jsonl:1: "title" must be a string'),
         ({"queries": '{"_id": "q0", "text": " "}\n'}, r"queries\.jsonl:1: the text of a query must hold a character"),
         ({"queries": '{"_id": "q0", "text": "\\u200b\\u0000"}\n'}, r"queries\.jsonl:1: the text of a query must hold a character"),

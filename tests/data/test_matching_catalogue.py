@@ -183,7 +183,7 @@ def test_triples_and_folders_of_ones_own(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("HANZOO_DATA", str(tmp_path))
     other = load_retrieval(name="stard")
     assert other.name == "stard-unofficial"
-    assert "not the official stard: 3 passages and 3 queries, officially 40,855 and 1,543" in other.notes
+    assert "not the official stard: 5 passages and 3 queries, officially 40,855 and 1,543" in other.notes
 
 
 @pytest.mark.data

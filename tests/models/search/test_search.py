@@ -94,6 +94,15 @@ def test_queries_are_answered_alike_in_any_company() -> None:
     assert ids(list(index.stream(iter(many), 4))) == ids(index.search(many, 4))
 
 
+@pytest.mark.parametrize("first_stage", [None, "bm25"])
+def test_queries_that_can_be_read_once_are_answered_like_a_list(first_stage: Any) -> None:
+    model = build(BiEncoder)
+    wanted = model.search(QUERIES, CORPUS, 3, first_stage=first_stage)
+    assert model.search(iter(QUERIES), CORPUS, 3, first_stage=first_stage) == wanted
+    if first_stage is None:
+        assert model.index(CORPUS).search(iter(QUERIES), 3) == wanted
+
+
 def test_ids_are_those_of_the_corpus() -> None:
     model = build(BiEncoder)
     passages = [Passage(f"d{number}", text) for number, text in enumerate(CORPUS)]
@@ -279,6 +288,8 @@ def test_behind_a_first_stage_a_model_reads_the_candidates_alone(
     for wrong, error in (("一", TypeError), (["  "], DataError)):
         with pytest.raises(error):
             model.search(wrong, CORPUS, first_stage=first)
+    with pytest.raises(ValueError, match="first_stage must be 'bm25' or an index of the same corpus, but is 'BM25'"):
+        model.search(QUERIES, CORPUS, first_stage="BM25")
     with pytest.raises(ValueError, match="candidates must be at least 1"):
         model.search(QUERIES, CORPUS, first_stage=first, candidates=0)
     with pytest.raises(ValueError, match="both stages must index the same corpus"):
@@ -365,6 +376,7 @@ def test_a_missing_package_is_named_with_its_cure(
         ("今天", CORPUS, 3, TypeError, "queries must be a list"),
         (QUERIES, "今天", 3, TypeError, "corpus: must be a list of texts"),
         (QUERIES, ["今天", 3], 3, TypeError, "text 1 is int"),
+        (QUERIES, {"a": "今天", "b": None}, 3, TypeError, "text 'b' is NoneType"),
     ],
 )
 def test_bad_input_is_one_error(queries: Any, corpus: Any, k: int, error: type[Exception], said: str) -> None:
