@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hanzoo.errors import DataError, RunError
-from hanzoo.models.search.index import Corpus, ScoringIndex, TextId, read_corpus, read_index
+from hanzoo.models.search.index import IDS_FILE, Corpus, ScoringIndex, TextId, read_corpus, read_index
 
 KIND = "bm25"
 
@@ -89,10 +89,15 @@ class BM25Index(ScoringIndex):
         ids, facts = read_index(folder, KIND)
         try:
             scorer = bm25s.BM25.load(folder / KIND, mmap=True, show_progress=False)
-        except (OSError, ValueError, KeyError) as error:
+            texts = scorer.scores["num_docs"]
+        except Exception as error:  # whatever damaged files make bm25s raise, which looks at none of them
             raise RunError(
                 f"{folder / KIND}: must be an index of bm25s, but cannot be read ({error}). Build it again."
             ) from error
+        if texts != len(ids):
+            raise RunError(
+                f"{folder / KIND}: must be of the {len(ids)} texts of {IDS_FILE}, but is of {texts}. Build the index again."
+            )
         return cls(ids, scorer, bool(facts.get("punctuation")))
 
 

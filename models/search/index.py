@@ -136,7 +136,14 @@ def best_places(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
 
     Returns:
         (at most k,) int64.
+
+    Raises:
+        RunError: a score is no number.
     """
+    if np.isnan(scores).any():
+        raise RunError(
+            "search: scores must be numbers, but some are not (NaN): the index or the model is damaged. Build the index again."
+        )
     if k < len(scores):
         bound = np.partition(scores, len(scores) - k)[len(scores) - k]
         above = np.flatnonzero(scores > bound)
@@ -445,10 +452,9 @@ def read_index(folder: Path, kind: str, model: str | None = None) -> tuple[list[
 def open_array(path: Path, shape: tuple[int | None, ...], dtype: type[np.generic]) -> NDArray[Any]:
     """A saved array, mapped into memory and not read. Raises RunError where it is missing, damaged, or of another shape."""
     try:
-        found = np.load(
-            path, mmap_mode="c", allow_pickle=False
-        )  # copy on write: torch wants an array that may be written
-    except (OSError, ValueError) as error:
+        # copy on write: torch wants an array that may be written
+        found = np.lib.format.open_memmap(path, mode="c")
+    except Exception as error:  # whatever a damaged header makes numpy's parser of Python raise
         raise RunError(f"{path}: must be an array, but cannot be read ({error}). Build the index again.") from error
     fits = len(found.shape) == len(shape) and all(n in (None, m) for n, m in zip(shape, found.shape, strict=True))
     if found.dtype != dtype or not fits:

@@ -6,6 +6,7 @@ Cost: exact: 4 x width bytes a text, and one product of all vectors with a few q
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -134,15 +135,15 @@ class FaissIndex(Index):
         """
         faiss = _faiss()
         ids, texts = read_corpus(corpus)
-        try:
+        with _making(kind):
             index = faiss.index_factory(model.width, kind, faiss.METRIC_INNER_PRODUCT)
-            if not index.is_trained:
-                index.train(model.encode(texts[:: max(1, len(texts) // sample)][:sample]))
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise RunError(f"faiss: must make an index of kind {kind!r}, but: {reason}. Name another kind.") from error
+        if not index.is_trained:
+            sampled = model.encode(texts[:: max(1, len(texts) // sample)][:sample])
+            with _making(kind):
+                index.train(sampled)
         for _, vectors in _encoded(model, texts):
-            index.add(vectors)
+            with _making(kind):
+                index.add(vectors)
         made = cls(model, ids, index)
         made.notes = model.corpus_notes(texts)
         return made
@@ -179,6 +180,16 @@ class FaissIndex(Index):
 def _encoded(model: VectorModel, texts: Sequence[str]) -> Iterator[tuple[int, NDArray[np.float32]]]:
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         yield start, model.encode(texts[start : start + TEXTS_AT_ONCE])
+
+
+@contextlib.contextmanager
+def _making(kind: str) -> Iterator[None]:
+    """Turn what faiss says against a kind of index into one RunError."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise RunError(f"faiss: must make an index of kind {kind!r}, but: {reason}. Name another kind.") from error
 
 
 def _faiss() -> ModuleType:

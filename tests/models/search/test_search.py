@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -151,6 +152,44 @@ def test_an_index_of_another_kind_or_damaged_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokens" / META_FILE).write_text(json.dumps(facts), "utf-8")
     with pytest.raises(RunError, match="format must be 1, but is 99"):
         other.open_index(tmp_path / "tokens")
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # np.load leaves open what begins as a zip
+def test_what_damage_leaves_of_an_index_is_one_error(tmp_path: Path) -> None:
+    vectors, colbert = build(BiEncoder), build(ColBERT)
+    vectors.index(CORPUS, tmp_path / "vectors")
+    colbert.index(CORPUS, tmp_path / "tokens")
+    BM25Index.build(CORPUS).save(tmp_path / "bm25")
+    header = b"\x93NUMPY\x01\x00\x10\x00"
+    contents = [b"", b"PK\x03\x04", header + b"{'descr'" * 2, header + b"{[]: 1}         ", b"[]"]
+    for name, open_index in (
+        ("vectors", vectors.open_index),
+        ("tokens", colbert.open_index),
+        ("bm25", BM25Index.open),
+    ):
+        for path in sorted((tmp_path / name).rglob("*.*")):
+            kept = path.read_bytes()
+            for content in contents:
+                path.write_bytes(content)
+                with pytest.raises(RunError, match=r"[Bb]uild (it|the index) again\."):
+                    open_index(tmp_path / name)
+            path.write_bytes(kept)
+        assert open_index(tmp_path / name).search(QUERIES, 2)
+    # random bytes of the right size
+    path = tmp_path / "tokens" / tokens.TOKENS_FILE
+    path.write_bytes(generator(1, "bytes").bytes(path.stat().st_size))
+    damaged = colbert.open_index(tmp_path / "tokens")
+    for index in (damaged, Staged(BM25Index.open(tmp_path / "bm25"), damaged)):
+        with pytest.raises(RunError, match=r"search: scores must be numbers, but some are not \(NaN\)"):
+            index.search(QUERIES, 2)
+    # the files of another corpus
+    BM25Index.build(CORPUS[:3]).save(tmp_path / "few")
+    shutil.rmtree(tmp_path / "bm25" / "bm25")
+    shutil.copytree(tmp_path / "few" / "bm25", tmp_path / "bm25" / "bm25")
+    with pytest.raises(RunError, match=r"must be of the 8 texts of ids\.json, but is of 3\. Build the index again"):
+        BM25Index.open(tmp_path / "bm25")
 
 
 def test_nothing_is_left_of_an_index_that_could_not_be_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,6 +380,8 @@ def test_faiss_finds_the_same(tmp_path: Path) -> None:
     assert again.search(QUERIES, 2) == index.search(QUERIES, 2)
     with pytest.raises(RunError, match="must make an index of kind 'Flatt'"):
         model.faiss_index(CORPUS, "Flatt")
+    with pytest.raises(RunError, match="must make an index of kind 'IDMap,Flat', but: "):
+        model.faiss_index(CORPUS, "IDMap,Flat")
 
 
 @pytest.mark.parametrize(
