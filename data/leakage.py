@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from hanzoo.data.document import Pair, Triple
+from hanzoo.data.document import Pair, Query, Triple
 from hanzoo.errors import RecipeError
 
 # Blanks, control and format characters (zero-width ones and byte order marks among them), quotes.
@@ -225,6 +225,21 @@ def leakage(train: Iterable[Pair | Triple], evaluated: Iterable[Pair | Triple]) 
     return LeakageReport(
         pairs, found, same, other, rewritten, len(texts), len(texts & known_texts), both, tuple(places)
     )
+
+
+def leaked_queries(train: Iterable[Query], evaluated: Sequence[Query], split: str) -> list[str]:
+    """Say in lines for people which queries of a split stand in train; none where none do."""
+    known: set[tuple[str, str]] = set()
+    keys: set[str] = set()
+    for query in train:
+        known.update((("id", query.id), ("text", query.text)))
+        keys.add(text_key(query.text))
+    found = [("id", query.id) in known or ("text", query.text) in known for query in evaluated]
+    more = sum(not same and text_key(query.text) in keys for same, query in zip(found, evaluated, strict=True))
+    if not any(found) and not more:
+        return []
+    rewritten = f"; {more:,} more in another writing" if more else ""
+    return [f"{sum(found):,} of {len(evaluated):,} {split} queries stand in train, by id or by text{rewritten}"]
 
 
 def _pairs(items: Iterable[Pair | Triple]) -> Iterator[tuple[str, str, float | None, str]]:

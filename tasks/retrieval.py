@@ -22,6 +22,7 @@ from hanzoo.data.beir import Qrels, RetrievalData
 from hanzoo.data.catalogue import is_held_out
 from hanzoo.data.document import Document, Pair, Passage, Query, Triple
 from hanzoo.data.files import AtomicFile, expanded
+from hanzoo.data.leakage import leaked_queries
 from hanzoo.data.matching_catalogue import MATCHING_SETS, load_retrieval
 from hanzoo.data.training_items import ItemKind
 from hanzoo.errors import DataError, RunError
@@ -244,7 +245,13 @@ class RetrievalTaskData:
                 f"{known.name}: train and dev must hold a query each, but hold {len(train)} and {len(dev)}. "
                 "Add queries, or qrels/dev.tsv."
             )
+        held_out = "the tenth of qrels/train.tsv that is held out for dev"
+        _require_relevant(dev, f"{known.name}: {'qrels/dev.tsv' if 'dev' in judged else held_out}")
+        if "test" in judged:
+            _require_relevant(judged["test"], f"{known.name}: qrels/test.tsv")
         train = train[:most]
+        for name, queries in (("dev", dev), ("test", judged.get("test", []))):
+            notes += leaked_queries([item.query for item in train], [item.query for item in queries], name)
         texts = {passage.id: passage.full_text for passage in known.corpus}
         self.train: Sequence[Pair | Triple] = tuple(
             Pair(item.query.text, texts[passage], 1.0, item.query.source, item.query.id)
@@ -526,7 +533,9 @@ class Retrieval(Task):
                 f"{path}: must have qrels/test.tsv, or only one split, but has {', '.join(data.qrels)}. Leave one of them there."
             )
         split = "test" if "test" in data.qrels else next(iter(data.qrels))
-        return JudgedQueries(tuple(judgements(data, split)), SearchedCorpus(data.corpus))
+        queries = tuple(judgements(data, split))
+        _require_relevant(queries, f"{path}: qrels/{split}.tsv")
+        return JudgedQueries(queries, SearchedCorpus(data.corpus))
 
     # Training.
 
@@ -684,6 +693,15 @@ def _notes(model: Matcher, queries: Sequence[str], corpus: SearchedCorpus) -> tu
 
 def _splits(data: RetrievalTaskData) -> dict[str, JudgedQueries]:
     return {name: data.split(name) for name in ("train", "dev", "test") if name != "test" or data.test}
+
+
+def _require_relevant(queries: Iterable[JudgedQuery], where: str) -> None:
+    """Raise DataError where no passage is relevant."""
+    if not _relevant(queries):
+        raise DataError(
+            f"{where} must name a relevant passage (a score above 0), but names none: there is nothing to judge by. "
+            "Mend the judgements."
+        )
 
 
 def _relevant(queries: Iterable[JudgedQuery]) -> int:

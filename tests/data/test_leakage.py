@@ -8,8 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hanzoo.data.document import Pair, Triple
-from hanzoo.data.leakage import ENCODERS_TRAINED_ON, LEAKS, check_leaks, known_leaks, leakage, text_key
+from hanzoo.data.document import Pair, Query, Triple
+from hanzoo.data.leakage import (
+    ENCODERS_TRAINED_ON,
+    LEAKS,
+    check_leaks,
+    known_leaks,
+    leakage,
+    leaked_queries,
+    text_key,
+)
 from hanzoo.data.matching_catalogue import MATCHING_SETS
 from hanzoo.errors import RecipeError
 
@@ -69,6 +77,22 @@ def test_counts_are_those_of_plain_loops(rows: list[tuple[str, str, float]], dat
     assert report.same_label == sum(pair.label in labels for pair, labels in zip(evaluated, found, strict=True))
     assert report.same_label + report.other_label == report.pairs_in_train
     assert report.both_texts_in_train == sum(pair.first in texts and pair.second in texts for pair in evaluated)
+
+
+def test_queries_are_found_by_id_by_text_and_in_another_writing() -> None:
+    train = [Query("a", "花呗"), Query("b", "ＡＢ c")]
+    evaluated = [
+        Query("a", "花呗"),
+        Query("c", "花呗"),
+        Query("d", "“ab C”"),
+        Query("b", "额度"),
+        Query("花呗", "新的"),
+    ]
+    assert leaked_queries(train, evaluated, "test") == [
+        "3 of 5 test queries stand in train, by id or by text; 1 more in another writing"
+    ]
+    assert leaked_queries(train, evaluated[:1], "dev") == ["1 of 1 dev queries stand in train, by id or by text"]
+    assert leaked_queries(train, evaluated[4:], "dev") == []
 
 
 def test_what_two_writings_have_in_common() -> None:

@@ -146,6 +146,42 @@ def test_without_dev_a_tenth_of_train_is_held_out(tmp_path: Path) -> None:
         RetrievalTaskData(load_retrieval(folder=tmp_path / "own"))
 
 
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_a_split_without_a_relevant_passage_is_refused_before_training(
+    split: str, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_folder(tmp_path / "own")
+    (folder / "qrels" / f"{split}.tsv").write_text(HEADER + "q0\td0\t0\nq1\td1\t0\n", encoding="utf-8")
+    recipe = write_recipe(tmp_path / "own.yaml", recipe_of(folder))
+    assert cli.train([str(recipe), "--run", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert f"own: qrels/{split}.tsv must name a relevant passage (a score above 0), but names none" in said
+    assert not (tmp_path / "run").exists()
+    if split == "test":
+        assert cli.evaluate([str(runs["learnt"]), "--file", str(folder)]) == 2
+        assert capsys.readouterr().err.startswith(f"{folder}: qrels/test.tsv must name a relevant passage")
+
+
+def test_a_held_out_dev_must_have_a_relevant_passage(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "own", dev=False)
+    held = {item.query.id for item in RetrievalTaskData(load_retrieval(folder=folder)).dev}
+    path = folder / "qrels" / "train.tsv"
+    rows = [line.split("\t") for line in path.read_text("utf-8").splitlines()[1:]]
+    path.write_text(HEADER + "".join(f"{query}\t{passage}\t{int(query not in held)}\n" for query, passage, _ in rows))
+    with pytest.raises(DataError, match=r"tenth of qrels/train\.tsv that is held out for dev must name a relevant"):
+        RetrievalTaskData(load_retrieval(folder=folder))
+
+
+def test_queries_of_dev_and_test_that_stand_in_train_are_said(folder: Path, tmp_path: Path) -> None:
+    assert not any("stand in train" in note for note in RetrievalTaskData(load_retrieval(folder=folder)).notes)
+    leaking = write_folder(tmp_path / "own")
+    rows = (leaking / "qrels" / "test.tsv").read_text("utf-8")
+    (leaking / "qrels" / "test.tsv").write_text(f"{rows}q0\td0\t1\nq1\td1\t1\n", encoding="utf-8")
+    data = RetrievalTaskData(load_retrieval(folder=leaking))
+    assert data.notes[-1] == "2 of 8 test queries stand in train, by id or by text"
+    assert data.notes[-1] in Retrieval().describe(data)["notes"]
+
+
 def test_what_is_known_to_match_is_no_negative(folder: Path) -> None:
     data = RetrievalTaskData(load_retrieval(folder=folder))
     first = data.train[0].first
