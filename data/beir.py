@@ -12,7 +12,7 @@ Cost: the whole corpus is held in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -62,10 +62,7 @@ class RetrievalData:
             DataError: there is no such split.
         """
         if split not in self.qrels:
-            raise DataError(
-                f"{self.name}: the split must be one of {', '.join(self.qrels)}, but is {split!r}."
-                f"{nearest(split, self.qrels)} Name one of them, or add {QRELS}/{split}.tsv."
-            )
+            raise _no_split(self.name, split, self.qrels)
         return self.qrels[split]
 
     def queries_of(self, split: str) -> tuple[Query, ...]:
@@ -82,7 +79,7 @@ def read_beir(folder: Path | str, splits: Sequence[str] | None = None) -> Retrie
 
     Args:
         folder: holds corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv.
-        splits: which files of qrels are read; None reads all there are.
+        splits: which files of qrels are read, which may be none; None reads all there are, and wants one at least.
 
     Raises:
         DataError: a file is missing, a line is not of its form, an id stands twice, a text is empty, qrels name an id that the
@@ -114,13 +111,16 @@ def read_beir(folder: Path | str, splits: Sequence[str] | None = None) -> Retrie
         _refuse_repeat(name, queries, where)
         queries[name] = Query(name, text, where)
     qrels = {}
-    for split in splits if splits is not None else _splits(folder / QRELS):
+    known = _splits(folder / QRELS)
+    for split in known if splits is None else splits:
+        if split not in known:
+            raise _no_split(str(folder), split, known)
         qrels[split] = _read_qrels(_found(folder, f"{QRELS}/{split}.tsv", hashes), corpus, queries, split, notes)
-    if not qrels:
+    if not qrels and splits is None:
         raise DataError(f"{folder / QRELS}: must hold SPLIT.tsv, but holds none. Add {QRELS}/test.tsv.")
     unjudged = len(queries.keys() - set().union(*qrels.values()))
     notes.insert(0, f"{len(corpus):,} passages, {len(queries):,} queries")
-    if unjudged:
+    if qrels and unjudged:
         notes.append(f"{unjudged:,} queries are judged in no split that was read: they are not used")
     return RetrievalData(
         folder.name,
@@ -145,8 +145,16 @@ def _found(folder: Path, name: str, hashes: dict[str, str]) -> Path:
 
 
 def _splits(folder: Path) -> list[str]:
-    names = [path.name.removesuffix(".gz") for path in folder.glob("*.tsv*")] if folder.is_dir() else []
-    return sorted({name.removesuffix(".tsv") for name in names if name.endswith(".tsv")})
+    """The splits that are there; a name that begins with a dot is no split (macOS writes ._test.tsv beside test.tsv)."""
+    names = [path.name.removesuffix(".gz") for path in folder.glob("[!.]*.tsv*")] if folder.is_dir() else []
+    return sorted({name.removesuffix(".tsv").removesuffix(".rebuilt") for name in names if name.endswith(".tsv")})
+
+
+def _no_split(where: str, split: str, known: Collection[str]) -> DataError:
+    return DataError(
+        f"{where}: the split must be one of {', '.join(known) or f'those of {QRELS}/, which has none'}, but is {split!r}."
+        f"{nearest(split, known)} Name one of them, or add {QRELS}/{split}.tsv."
+    )
 
 
 def _entries(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -430,7 +430,7 @@ def load_retrieval(
     Args:
         name: its folder is looked for in `$HANZOO_DATA/`.
         folder: a BEIR folder.
-        splits: which splits of a folder of one's own are read; None reads all.
+        splits: which splits are read, which may be none; None reads all, and wants one at least.
 
     Raises:
         RecipeError: not exactly one of name and folder is given, or the name is unknown.

@@ -521,9 +521,8 @@ class Retrieval(Task):
 
     def read_texts(self, path: Path, format: str | None) -> Sequence[Any]:
         """The queries of a BEIR folder."""
-        return [
-            Document(query.text, (), query.source, query.id) for query in load_retrieval(folder=path).queries.values()
-        ]
+        queries = load_retrieval(folder=path, splits=()).queries.values()
+        return [Document(query.text, (), query.source, query.id) for query in queries]
 
     def read_labelled(self, path: Path, format: str | None, settings: Any) -> JudgedQueries:
         """The queries of a BEIR folder with its corpus: of its test, or of the one split that it has."""
@@ -635,7 +634,7 @@ class Retrieval(Task):
         return Path(path).is_dir()
 
     def predict(self, model: Matcher, arguments: argparse.Namespace, say: Say) -> int:
-        """Search the corpus of a BEIR folder for its queries, and write the rankings.
+        """Search the corpus of a BEIR folder for its queries, and write the rankings. Judgements are read of --queries alone.
 
         By the ending of the file: .tsv (query-id, corpus-id, score, as qrels), .json (query to passage to score, what BEIR's own
         evaluation reads); else a TREC run.
@@ -648,8 +647,9 @@ class Retrieval(Task):
         k = RANKED if arguments.k is None else arguments.k
         if k < 1:
             raise RunError(f"--k: must be at least 1, but is {k}. Mend it.")
-        data = load_retrieval(folder=arguments.file)
-        queries = list(data.queries.values()) if arguments.queries is None else list(data.queries_of(arguments.queries))
+        split = arguments.queries
+        data = load_retrieval(folder=arguments.file, splits=() if split is None else (split,))
+        queries = list(data.queries.values()) if split is None else list(data.queries_of(split))
         corpus = SearchedCorpus(data.corpus)
         texts = [query.text for query in queries]
         hits = hits_of(model, texts, corpus, k, stage)

@@ -59,6 +59,17 @@ def test_a_folder_is_read(tmp_path: Path) -> None:
     assert only.notes[-1] == "2 queries are judged in no split that was read: they are not used"
     with pytest.raises(DataError, match="the split must be one of train, but is 'test'"):
         only.judged("test")
+    (tmp_path / "own" / "qrels" / "test.tsv").write_text("no judgement", encoding="utf-8")
+    (tmp_path / "own" / "qrels" / "._train.tsv").write_bytes(b"\x00\xff")
+    assert list(read_beir(tmp_path / "own", ["train"]).qrels) == ["train"]
+    none = read_beir(tmp_path / "own", [])
+    assert (none.queries, none.notes) == (data.queries, ("5 passages, 3 queries",))
+    with pytest.raises(
+        DataError, match=r"own: the split must be one of test, train, but is 'tset'\. Did you mean 'test'"
+    ):
+        read_beir(tmp_path / "own", ["tset"])
+    with pytest.raises(DataError, match=r"test\.tsv:1: the first line must be the header"):
+        read_beir(tmp_path / "own")
 
 
 def test_files_may_be_gzipped(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -276,6 +277,25 @@ def test_the_commands(runs: dict[str, Path], folder: Path, tmp_path: Path, capsy
     capsys.readouterr()
     assert cli.predict([run, str(tmp_path / "pairs.tsv")]) == 0  # the same model scores pairs
     assert json.loads(capsys.readouterr().out)["score"] <= 1
+
+
+def test_a_search_needs_no_judgements_but_those_it_is_asked_for(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, folder = str(runs["learnt"]), write_folder(tmp_path / "own")
+    (folder / "qrels" / "train.tsv").write_text("no judgement", encoding="utf-8")
+    assert cli.predict([run, str(folder), "--k", "1"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 30
+    assert cli.predict([run, str(folder), "--k", "1", "--queries", "test"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 6
+    assert cli.predict([run, str(folder), "--queries", "train"]) == 2
+    assert "train.tsv:1: the first line must be the header" in capsys.readouterr().err
+    shutil.rmtree(folder / "qrels")
+    assert cli.predict([run, str(folder), "--k", "1"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 30
+    assert len(Retrieval().read_texts(folder, None)) == 30
+    assert cli.predict([run, str(folder), "--queries", "test"]) == 2
+    assert "the split must be one of those of qrels/, which has none, but is 'test'" in capsys.readouterr().err
 
 
 def test_a_dry_run_shows_the_corpus(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
