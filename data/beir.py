@@ -12,19 +12,22 @@ Cost: the whole corpus is held in memory.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from hanzoo.data.catalogue import find_file, plain_sha256
+from hanzoo.data.catalogue import find_file, places_of, plain_sha256
 from hanzoo.data.document import Passage, Query, is_blank
 from hanzoo.data.readers import parse_object, read_lines, shorten
 from hanzoo.errors import DataError, nearest
 
 CORPUS, QUERIES, QRELS = "corpus.jsonl", "queries.jsonl", "qrels"
 _HEADER = ("query-id", "corpus-id", "score")
+_NOT_IN_ID = re.compile("[\t\n\r\ud800-\udfff]")  # no line of qrels or of a ranking can hold them
 
 Qrels = Mapping[str, Mapping[str, int]]  # id of a query to id of a passage to how relevant it is
 
@@ -132,6 +135,14 @@ def read_beir(folder: Path | str, splits: Sequence[str] | None = None) -> Retrie
     )
 
 
+def is_read(path: Path, folder: Path) -> bool:
+    """Whether a BEIR folder is read from a file, or would be once it is there (beside NAME.gz, NAME is what is read)."""
+    places = [*places_of(folder, CORPUS), *places_of(folder, QUERIES)]
+    for split in _splits(folder / QRELS):
+        places += places_of(folder / QRELS, f"{split}.tsv")
+    return os.path.realpath(path) in map(os.path.realpath, places)
+
+
 def _found(folder: Path, name: str, hashes: dict[str, str]) -> Path:
     inner = Path(name)
     found = find_file(folder / inner.parent, inner.name)
@@ -163,9 +174,10 @@ def _entries(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
             where = f"{path}:{number}"
             record = parse_object(line, where)
             name = _string(record, "_id", where)
-            if not name.strip() or "\t" in name:
+            if not name.strip() or _NOT_IN_ID.search(name):
                 raise DataError(
-                    f'{where}: "_id" must be a string that is not empty and has no tab, but is {name!r}. Mend it.'
+                    f'{where}: "_id" must be a string that is not empty and has no tab, end of line or lone surrogate, '
+                    f"but is {name!r}. Mend it."
                 )
             yield where, name, record
 

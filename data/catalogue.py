@@ -209,13 +209,15 @@ def plain_sha256(path: Path) -> str:
 
 
 def find_file(folder: Path, name: str) -> Path | None:
-    """Find an official file: NAME, NAME.gz, or for "X.EXT" the rebuilt X.rebuilt.EXT, X.rebuilt.EXT.gz; None if absent."""
+    """Find an official file in the first of its places that has one; None if absent."""
+    return next((place for place in places_of(folder, name) if place.is_file()), None)
+
+
+def places_of(folder: Path, name: str) -> tuple[Path, ...]:
+    """Where an official file may be: NAME, NAME.gz, or for "X.EXT" the rebuilt X.rebuilt.EXT, X.rebuilt.EXT.gz."""
     stem, dot, extension = name.rpartition(".")
     rebuilt = f"{stem}.rebuilt.{extension}" if dot else f"{name}.rebuilt"
-    for candidate in (name, f"{name}.gz", rebuilt, f"{rebuilt}.gz"):
-        if (folder / candidate).is_file():
-            return folder / candidate
-    return None
+    return tuple(folder / candidate for candidate in (name, f"{name}.gz", rebuilt, f"{rebuilt}.gz"))
 
 
 def find_texts(name: str) -> Path:

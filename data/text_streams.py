@@ -703,20 +703,24 @@ ENTITIES: Additions[Sequence[Entity]] = Additions(
 )
 
 
-class StandardOutputWriter(RowWriter[F]):
-    """JSON lines to standard output, each flushed: the next command in the pipe sees a text as soon as it is tagged."""
+class StandardOutput:
+    """Standard output for bytes, whatever encoding it has for text; each write is flushed.
 
-    def __init__(self, additions: Additions[F]) -> None:
-        self._additions = additions
+    Raises:
+        StorageError: it is closed, or cannot be written.
+        BrokenPipeError: its reader has gone.
+    """
+
+    def __init__(self) -> None:
         if sys.stdout is None:
             raise StorageError("standard output: must be open, but is closed. Name a file with --output.")
         sys.stdout.flush()
         self._stream = sys.stdout.buffer
 
-    def _write(self, row: Row, found: F | None) -> None:
+    def write(self, content: bytes) -> None:
         with storage_errors("standard output", "Make room, or name a file with --output."):
             try:
-                rest = memoryview(json_line(self._additions.merged(row, found)))
+                rest = memoryview(content)
                 while rest:  # unbuffered (python -u), one write may take a part only
                     rest = rest[self._stream.write(rest) :]
                 self._stream.flush()
@@ -732,6 +736,17 @@ class StandardOutputWriter(RowWriter[F]):
                 os.dup2(nowhere, self._stream.fileno())
             finally:
                 os.close(nowhere)
+
+
+class StandardOutputWriter(RowWriter[F]):
+    """JSON lines to standard output, each flushed: the next command in the pipe sees a text as soon as it is tagged."""
+
+    def __init__(self, additions: Additions[F]) -> None:
+        self._additions = additions
+        self._output = StandardOutput()
+
+    def _write(self, row: Row, found: F | None) -> None:
+        self._output.write(json_line(self._additions.merged(row, found)))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -18,12 +17,13 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from hanzoo.data.beir import Qrels, RetrievalData
+from hanzoo.data.beir import Qrels, RetrievalData, is_read
 from hanzoo.data.catalogue import is_held_out
 from hanzoo.data.document import Document, Pair, Passage, Query, Triple
 from hanzoo.data.files import AtomicFile, expanded
 from hanzoo.data.leakage import leaked_queries
 from hanzoo.data.matching_catalogue import MATCHING_SETS, load_retrieval
+from hanzoo.data.text_streams import StandardOutput
 from hanzoo.data.training_items import ItemKind
 from hanzoo.errors import DataError, RunError
 from hanzoo.evaluation.report import results_table, run_card, show_difference, show_interval, show_p
@@ -638,6 +638,11 @@ class Retrieval(Task):
 
         By the ending of the file: .tsv (query-id, corpus-id, score, as qrels), .json (query to passage to score, what BEIR's own
         evaluation reads); else a TREC run.
+
+        Raises:
+            RunError: options do not fit together.
+            DataError: the folder is at fault, the output is one of its files, or an id cannot stand in a TREC run.
+            StorageError: the output cannot be written; said before the search where it cannot even be opened.
         """
         stage = FirstStage.of({f"--{name.replace('_', '-')}": value for name, value in vars(arguments).items()})
         if stage is None and isinstance(model, CrossEncoder):
@@ -647,29 +652,50 @@ class Retrieval(Task):
         k = RANKED if arguments.k is None else arguments.k
         if k < 1:
             raise RunError(f"--k: must be at least 1, but is {k}. Mend it.")
+        output = None if arguments.output in (None, "-") else Path(arguments.output)
+        if output is not None and is_read(output, Path(arguments.file)):
+            raise DataError(
+                f"{output}: the output must be another file than the input, but {arguments.file} is read from it. "
+                "Name another one with --output."
+            )
         split = arguments.queries
         data = load_retrieval(folder=arguments.file, splits=() if split is None else (split,))
         queries = list(data.queries.values()) if split is None else list(data.queries_of(split))
         corpus = SearchedCorpus(data.corpus)
         texts = [query.text for query in queries]
-        hits = hits_of(model, texts, corpus, k, stage)
-        for note in _notes(model, texts, corpus):
-            say(note)
-        written = "".join(_run_lines([query.id for query in queries], hits, str(arguments.output or "")))
+        ending = "" if output is None else Path(output.name.removesuffix(".gz")).suffix
+        if ending not in (".json", ".tsv"):
+            _require_no_blanks([*queries, *data.corpus])
+        with contextlib.ExitStack() as opened:
+            written: list[AtomicFile | StandardOutput] = []  # of the first rank alone
 
-        def write() -> None:
-            if arguments.output in (None, "-"):
-                sys.stdout.write(written)
-            else:
-                with AtomicFile(arguments.output) as file:
-                    file.write(written.encode("utf-8"))
+            def open_output() -> None:
+                written.append(StandardOutput() if output is None else opened.enter_context(AtomicFile(output)))
 
-        on_first(write)
+            def write() -> None:
+                content = "".join(_run_lines([query.id for query in queries], hits, ending))
+                written[0].write(content.encode("utf-8"))
+                opened.close()
+
+            on_first(open_output)  # before the search, which may take long
+            hits = hits_of(model, texts, corpus, k, stage)
+            for note in _notes(model, texts, corpus):
+                say(note)
+            on_first(write)
         return 0
 
 
-def _run_lines(queries: Sequence[str], hits: Sequence[Sequence[Hit]], output: str) -> Iterator[str]:
-    ending = Path(output.removesuffix(".gz")).suffix
+def _require_no_blanks(items: Iterable[Query | Passage]) -> None:
+    """Raise DataError where an id cannot stand in a TREC run."""
+    for item in items:
+        if item.id.split() != [item.id]:
+            raise DataError(
+                f'{item.source}: "_id" must hold no blank in a TREC run, whose fields blanks divide, but is {item.id!r}. '
+                "Write another form: --output run.tsv or run.json."
+            )
+
+
+def _run_lines(queries: Sequence[str], hits: Sequence[Sequence[Hit]], ending: str) -> Iterator[str]:
     if ending == ".json":
         found = {query: {str(hit.id): hit.score for hit in row} for query, row in zip(queries, hits, strict=True)}
         yield json.dumps(found, ensure_ascii=False) + "\n"

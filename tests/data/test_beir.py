@@ -78,6 +78,7 @@ def test_files_may_be_gzipped(tmp_path: Path) -> None:
     for name in FILES:
         (folder / f"{name}.gz").write_bytes(gzip.compress((folder / name).read_bytes()))
         (folder / name).unlink()
+    (folder / "qrels" / "test.tsv.gz").rename(folder / "qrels" / "test.rebuilt.tsv.gz")
     packed = read_beir(folder)
     assert packed.hashes == plain.hashes
     assert [passage.text for passage in packed.corpus] == [passage.text for passage in plain.corpus]
@@ -93,6 +94,8 @@ def test_files_may_be_gzipped(tmp_path: Path) -> None:
         ({"corpus": '{"_id": "d0", "text": "\\u200b", "title": "\\ue000"}\n'}, r"jsonl:1: a passage must have a text"),
         ({"corpus": '{"_id": 0, "text": "a"}\n'}, r'corpus\.jsonl:1: "_id" must be a string, but is 0'),
         ({"corpus": '{"_id": "", "text": "a"}\n'}, r'corpus\.jsonl:1: "_id" must be a string that is not empty'),
+        ({"corpus": '{"_id": "a\\nb", "text": "a"}\n'}, r"corpus\.jsonl:1: .* end of line or lone surrogate, but is 'a\\nb'"),
+        ({"queries": '{"_id": "\\ud83d", "text": "a"}\n'}, r"queries\.jsonl:1: .* or lone surrogate, but is '\\ud83d'"),
         ({"corpus": '{"_id": "d0"}\n'}, r"corpus\.jsonl:1: a passage must have a text or a title, but 'd0' has none"),
         ({"corpus": '{"_id": "d0", "text": 1}\n'}, r'corpus\.jsonl:1: "text" must be a string, but is 1'),
         ({"corpus": '{"_id": "d0", "text": "a", "title": 1}\n'}, r'corpus\.jsonl:1: "title" must be a string'),

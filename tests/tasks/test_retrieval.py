@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -296,6 +297,68 @@ def test_a_search_needs_no_judgements_but_those_it_is_asked_for(
     assert len(Retrieval().read_texts(folder, None)) == 30
     assert cli.predict([run, str(folder), "--queries", "test"]) == 2
     assert "the split must be one of those of qrels/, which has none, but is 'test'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["corpus.jsonl", "queries.jsonl", "qrels/train.tsv", "corpus.jsonl.gz", "link.trec", "gone/run.trec"]
+)
+def test_an_output_that_must_not_be_written_is_refused_before_the_search(
+    name: str,
+    runs: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = write_folder(tmp_path / "own")
+    (folder / "link.trec").symlink_to(folder / "queries.jsonl")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    monkeypatch.setattr(retrieval, "hits_of", None)
+    assert cli.predict([str(runs["learnt"]), str(folder), "--output", str(folder / name)]) == 2
+    said = capsys.readouterr().err
+    if name == "gone/run.trec":
+        assert said.startswith(f"{folder}/gone/run.trec: must be written, but the folder {folder}/gone does not exist.")
+    else:
+        assert said.startswith(f"{folder / name}: the output must be another file than the input, but {folder} is read")
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_rankings_on_a_standard_output_of_any_kind(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, folder = str(runs["learnt"]), write_folder(tmp_path / "own")
+    corpus = folder / "corpus.jsonl"
+    corpus.write_text(corpus.read_text("utf-8").replace('"d', '"法'), encoding="utf-8")
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", narrow)
+        assert cli.predict([run, str(folder), "--k", "1"]) == 0
+    assert isinstance(narrow.buffer, io.BytesIO)
+    lines = narrow.buffer.getvalue().decode("utf-8").splitlines()
+    assert len(lines) == 30
+    assert all(line.split(" ")[2].startswith("法") for line in lines)
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", None)
+        patch.setattr(retrieval, "hits_of", None)
+        assert cli.predict([run, str(folder), "--k", "1"]) == 2
+    assert capsys.readouterr().err == "standard output: must be open, but is closed. Name a file with --output.\n"
+
+
+def test_an_id_with_a_blank_is_refused_in_a_trec_run_alone(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, folder = str(runs["learnt"]), write_folder(tmp_path / "own")
+    corpus = folder / "corpus.jsonl"
+    corpus.write_text(corpus.read_text("utf-8").replace('"d7"', '"民法典 第7条"'), encoding="utf-8")
+    for output in ([], ["--output", str(tmp_path / "run.trec.gz")]):
+        assert cli.predict([run, str(folder), *output]) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert err.startswith(f'{corpus}:8: "_id" must hold no blank in a TREC run')
+        assert "but is '民法典 第7条'. Write another form: --output run.tsv or run.json." in err
+    assert not (tmp_path / "run.trec.gz").exists()
+    for form in ("tsv", "json.gz"):
+        assert cli.predict([run, str(folder), "--output", str(tmp_path / f"run.{form}")]) == 0
+    assert "\t民法典 第7条\t" in (tmp_path / "run.tsv").read_text("utf-8")
 
 
 def test_a_dry_run_shows_the_corpus(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
