@@ -309,6 +309,12 @@ def _text(record: Mapping[str, Any], key: str, where: str) -> str:
 
 def _records(path: Path, layout: Layout, names: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield "file:line" and what is found under each field; an optional field that is absent has no key."""
+    for column, times in Counter(layout.columns.values()).items():
+        if times > 1:
+            alike = " and ".join(name for name, other in layout.columns.items() if other == column)
+            raise RecipeError(
+                f"columns: each must be another column, but {alike} are both {column!r}. Mend one of them."
+            )
     for name in layout.columns:
         if name not in names:
             raise RecipeError(f"columns: must name {', '.join(names)}, but names {name!r}.{nearest(name, names)}")

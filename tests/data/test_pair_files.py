@@ -171,6 +171,7 @@ def test_faults_are_said_with_their_line(tmp_path: Path, name: str, content: str
     ("name", "columns", "said"),
     [
         ("a.tsv", {"frist": "s1"}, "must name first, second, label, id, but names 'frist'. Did you mean 'first'"),
+        ("a.tsv", {"first": 1, "second": 1}, "each must be another column, but first and second are both 1"),
         ("a.tsv", {"first": 1}, "must say where second is"),
         ("a.tsv", {"first": 1, "second": "s2"}, "all must be numbers from 1, or all names, but second is 's2'"),
         ("a.tsv", {"first": 0, "second": 1}, "but first is 0"),
