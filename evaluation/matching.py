@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from scipy.stats import rankdata
@@ -22,6 +22,8 @@ from scipy.stats import rankdata
 from hanzoo.data.randomness import generator
 
 Numbers = Sequence[float] | np.ndarray
+ChosenFor = Literal["accuracy", "f1"]  # what a threshold is the best for
+CHOSEN_FOR: tuple[ChosenFor, ...] = get_args(ChosenFor)
 _ROWS_AT_ONCE = 1_000
 
 
@@ -202,10 +204,10 @@ class Threshold:
 
     value: float
     figure: float
-    chosen_for: Literal["accuracy", "f1"]
+    chosen_for: ChosenFor
 
 
-def choose_threshold(gold: Numbers, scores: Numbers, chosen_for: Literal["accuracy", "f1"] = "accuracy") -> Threshold:
+def choose_threshold(gold: Numbers, scores: Numbers, chosen_for: ChosenFor = "accuracy") -> Threshold:
     """Choose the threshold that is best on some data: on dev, never on the data that a figure is reported on.
 
     Thresholds lie midway between neighbouring scores; equal scores fall on one side. Calling all of them a match, or none, is
@@ -252,8 +254,8 @@ class PairScores:
         constant: what was constant, so that the correlations are 0.0: "gold", "scores", or "".
         majority: the accuracy of always saying the most frequent label.
         auc: None where labels are no two classes, or only one of them occurs.
-        threshold: what accuracy and F1 were judged at; None where none was given.
-        accuracy, f1: of class 1 at the threshold; None where there is none.
+        accuracy_threshold, f1_threshold: what accuracy and F1 were judged at; None where none was given.
+        accuracy, f1: (F1 of class 1) each at its threshold; None where there is none.
     """
 
     pairs: int
@@ -263,7 +265,8 @@ class PairScores:
     constant: str
     majority: float
     auc: float | None = None
-    threshold: float | None = None
+    accuracy_threshold: float | None = None
+    f1_threshold: float | None = None
     accuracy: float | None = None
     f1: float | None = None
 
@@ -273,7 +276,12 @@ class PairScores:
 
 
 def score_pairs(
-    gold: Numbers, scores: Numbers, *, two_classes: bool = False, threshold: float | None = None
+    gold: Numbers,
+    scores: Numbers,
+    *,
+    two_classes: bool = False,
+    accuracy_threshold: float | None = None,
+    f1_threshold: float | None = None,
 ) -> PairScores:
     """Score a model's figures for pairs against their labels.
 
@@ -281,16 +289,16 @@ def score_pairs(
         gold: (num_pairs,) finite labels.
         scores: (num_pairs,) finite scores, the higher the more alike.
         two_classes: whether labels are the classes 0 and 1; then AUC is counted too.
-        threshold: chosen on other data, see `choose_threshold`; gives accuracy and F1. Needs `two_classes`.
+        accuracy_threshold: chosen on other data, see `choose_threshold`; gives the accuracy. Needs `two_classes`.
+        f1_threshold: and F1. Where matches are few the threshold of the best accuracy may call nothing a match.
 
     Raises:
         ValueError: see `pearson`; or a threshold is given for labels that are no two classes.
     """
     labels, given = _numbers(gold, scores)
-    if threshold is not None and not two_classes:
-        raise ValueError("threshold must be None where labels are no two classes: accuracy and F1 need them.")
+    if not two_classes and (accuracy_threshold is not None or f1_threshold is not None):
+        raise ValueError("a threshold must be None where labels are no two classes: accuracy and F1 need them.")
     constant = "gold" if _is_constant(labels) else "scores" if _is_constant(given) else ""
-    judged = None if threshold is None else judge(labels, given, threshold)
     return PairScores(
         pairs=len(labels),
         spearman=spearman(labels, given),
@@ -299,9 +307,10 @@ def score_pairs(
         constant=constant,
         majority=majority_rate(labels),
         auc=auc(labels, given) if two_classes and constant != "gold" else None,
-        threshold=threshold,
-        accuracy=None if judged is None else judged.accuracy,
-        f1=None if judged is None else judged.f1,
+        accuracy_threshold=accuracy_threshold,
+        f1_threshold=f1_threshold,
+        accuracy=None if accuracy_threshold is None else judge(labels, given, accuracy_threshold).accuracy,
+        f1=None if f1_threshold is None else judge(labels, given, f1_threshold).f1,
     )
 
 

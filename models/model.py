@@ -626,6 +626,7 @@ class MatcherDescription(Settings):
 
     trained_on: list[str] = Field(default_factory=list)
     threshold: float | None = None
+    thresholds: dict[str, float] = Field(default_factory=dict)
     calibration: list[float] | None = Field(default=None, min_length=2, max_length=2)
 
 
@@ -636,10 +637,12 @@ class Matcher(Model):
         objective: what it is trained towards; None for one that is not being trained.
         trained_on: names of the data sets that it was trained on, in all its stages, those of its teachers included.
         threshold: the score from which two texts are said to match, chosen on dev; None where nothing chose one.
+        thresholds: those that figures are judged at: "accuracy" and "f1", each the best for it on dev; empty where nothing chose.
         calibration: (factor, offset): a score's log-odds of a match are factor x score + offset; None where nothing fitted them.
     """
 
     threshold: float | None = None
+    thresholds: Mapping[str, float] = {}
     calibration: tuple[float, float] | None = None
     trained_on: tuple[str, ...] = ()
 
@@ -831,6 +834,7 @@ class Matcher(Model):
         return {
             "trained_on": list(self.trained_on),
             "threshold": self.threshold,
+            "thresholds": dict(self.thresholds),
             "calibration": None if self.calibration is None else list(self.calibration),
         }
 
@@ -839,6 +843,7 @@ class Matcher(Model):
         saved = MatcherDescription.model_validate(dict(description))
         self.trained_on = tuple(saved.trained_on)
         self.threshold = saved.threshold
+        self.thresholds = saved.thresholds
         self.calibration = None if saved.calibration is None else (saved.calibration[0], saved.calibration[1])
         return self
 

@@ -31,6 +31,8 @@ from hanzoo.data.training_items import ItemKind, matches, texts, triples_of_pair
 from hanzoo.errors import DataError, RecipeError, RunError
 from hanzoo.evaluation.calibration import brier, expected_calibration_error, fit_platt
 from hanzoo.evaluation.matching import (
+    CHOSEN_FOR,
+    ChosenFor,
     bootstrap_difference,
     choose_threshold,
     score_pairs,
@@ -158,11 +160,11 @@ class MatchingEvaluateSettings(EvaluateSettings):
     Attributes:
         metric: what selects the best epoch on dev. auc is for two classes.
         calibrate: for two classes: choose the threshold on dev, and fit on half of it how probable a match is.
-        chosen_for: what the threshold is the best for.
+        chosen_for: what the threshold of `match` is the best for. Accuracy and F1 are each reported at the best threshold for it.
     """
 
     metric: Literal["spearman", "pearson", "auc"] = "spearman"
-    chosen_for: Literal["accuracy", "f1"] = "accuracy"
+    chosen_for: ChosenFor = "accuracy"
 
 
 @dataclass(frozen=True)
@@ -439,16 +441,17 @@ class Matching(Task):
         return evaluate_dev
 
     def calibrate(self, model: Matcher, items: Sequence[Pair], settings: MatchingEvaluateSettings) -> dict[str, Any]:
-        """For two classes: the threshold that is best on dev, and probabilities, both saved with the model.
+        """For two classes: the thresholds that are best on dev, and probabilities, both saved with the model.
 
-        The threshold is chosen on all of dev. Probabilities are fitted on every other pair of each class, and judged on the rest.
+        Thresholds are chosen on all of dev. Probabilities are fitted on every other pair of each class, and judged on the rest.
         """
         gold = labels_of(items)
         if set(gold) != {0.0, 1.0}:
             return {"note": "labels are no two classes: there is no threshold and no probability"}
         scores = scores_of(model, items)
-        chosen = choose_threshold(gold, scores, settings.chosen_for)
-        model.threshold = chosen.value
+        best = {name: choose_threshold(gold, scores, name) for name in CHOSEN_FOR}
+        chosen = best[settings.chosen_for]
+        model.threshold, model.thresholds = chosen.value, {name: one.value for name, one in best.items()}
         matches = gold == 1.0
         fitted = np.zeros(len(gold), dtype=np.bool_)
         for own in (matches, ~matches):
@@ -470,8 +473,8 @@ class Matching(Task):
     def _figures(
         model: Matcher, gold: NDArray[np.float64], scores: NDArray[np.float64], two_classes: bool
     ) -> dict[str, Any]:
-        threshold = model.threshold if two_classes else None
-        figures = score_pairs(gold, scores, two_classes=two_classes, threshold=threshold).to_json()
+        known = {f"{name}_threshold": model.thresholds.get(name, model.threshold) for name in CHOSEN_FOR if two_classes}
+        figures = score_pairs(gold, scores, two_classes=two_classes, **known).to_json()
         return figures | _reliability(model, scores, gold == 1.0) if two_classes else figures
 
     def card(self, results: Mapping[str, Any], recipe: Mapping[str, Any], run: str) -> str:

@@ -154,9 +154,10 @@ def test_a_threshold_chosen_on_the_scored_data_is_better_than_it_should_be() -> 
 
 def test_all_figures_of_pairs() -> None:
     gold, scores = [0, 0, 1, 1, 0], [0.1, 0.7, 0.6, 0.9, 0.2]
-    found = score_pairs(gold, scores, two_classes=True, threshold=0.5)
-    assert (found.pairs, found.majority, found.accuracy) == (5, 0.6, 0.8)
-    assert found.f1 == pytest.approx(0.8)
+    found = score_pairs(gold, scores, two_classes=True, accuracy_threshold=0.5, f1_threshold=0.95)
+    assert (found.pairs, found.majority, found.accuracy, found.f1) == (5, 0.6, 0.8, 0.0)
+    found = score_pairs(gold, scores, two_classes=True, accuracy_threshold=0.95, f1_threshold=0.5)
+    assert (found.accuracy, found.f1) == (0.6, pytest.approx(0.8))
     assert found.auc == pytest.approx(5 / 6)
     assert found.spearman == pytest.approx(stats.spearmanr(gold, scores).statistic)
     assert found.constant == ""
@@ -168,7 +169,7 @@ def test_all_figures_of_pairs() -> None:
 
 
 def test_what_is_constant_is_said_and_not_nan() -> None:
-    found = score_pairs([0, 1, 1], [0.3, 0.3, 0.3], two_classes=True, threshold=0.5)
+    found = score_pairs([0, 1, 1], [0.3, 0.3, 0.3], two_classes=True, accuracy_threshold=0.5)
     assert (found.spearman, found.pearson, found.constant, found.auc) == (0.0, 0.0, "scores", 0.5)
     found = score_pairs([1, 1], [0.3, 0.7], two_classes=True)
     assert (found.spearman, found.spearman_ceiling, found.constant, found.auc) == (0.0, 0.0, "gold", None)
@@ -265,8 +266,8 @@ def test_classes_are_0_and_1() -> None:
             function([0, 2], [0.1, 0.2])
     with pytest.raises(ValueError, match="both classes, but holds 2 ones and 0 zeros"):
         auc([1, 1], [0.1, 0.2])
-    with pytest.raises(ValueError, match="threshold must be None"):
-        score_pairs([0, 3], [0.1, 0.2], threshold=0.5)
+    with pytest.raises(ValueError, match="a threshold must be None"):
+        score_pairs([0, 3], [0.1, 0.2], f1_threshold=0.5)
     with pytest.raises(ValueError, match="threshold must be a number"):
         judge([0, 1], [0.1, 0.2], math.nan)
     with pytest.raises(ValueError, match="finite and not zero"):

@@ -121,7 +121,9 @@ def test_it_is_trained_loaded_evaluated_and_recorded(
 ) -> None:
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
     assert set(results["splits"]) == {"dev", "test"}
-    assert {"spearman", "pearson", "auc", "accuracy", "f1", "majority", "threshold"} <= set(results["splits"]["test"])
+    assert {"spearman", "pearson", "auc", "accuracy", "f1", "majority", "accuracy_threshold", "f1_threshold"} <= set(
+        results["splits"]["test"]
+    )
     assert results["data"]["counts"]["train"] == {"pairs": 60}
     card = (run / "README.md").read_text(encoding="utf-8")
     assert "| split | pairs | " in card
@@ -131,7 +133,8 @@ def test_it_is_trained_loaded_evaluated_and_recorded(
     matcher = hanzoo.load(run)
     assert isinstance(matcher, Matcher)
     assert matcher.trained_on == ("train",)
-    assert matcher.threshold == results["calibration"]["threshold"]
+    assert matcher.threshold == results["calibration"]["threshold"] == matcher.thresholds["accuracy"]
+    assert matcher.thresholds["f1"] == results["splits"]["test"]["f1_threshold"]
     texts = [(first, second) for first, second, _ in pairs(24, 700)]
     scores = matcher.scores(texts)
     assert [matcher.score(*pair) for pair in texts] == pytest.approx(scores.tolist(), abs=1e-5)

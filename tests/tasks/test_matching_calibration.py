@@ -45,6 +45,7 @@ class Scored:
     def __init__(self, scores: np.ndarray) -> None:
         self.given = scores
         self.threshold: float | None = None
+        self.thresholds: dict[str, float] = {}
         self.calibration: tuple[float, float] | None = None
 
     calibrated = BiEncoder.calibrated
@@ -70,6 +71,13 @@ def test_the_threshold_is_the_best_for_what_the_recipe_says(scored: tuple[Any, l
     assert model.threshold == expected.value
     other = choose_threshold(gold, model.given, "f1" if chosen_for == "accuracy" else "accuracy")
     assert other.value != expected.value
+    assert model.thresholds == {chosen_for: expected.value, other.chosen_for: other.value}
+    figures = Matching._figures(model, gold, model.given, True)
+    for one in (expected, other):  # each at its own, whichever is that of `match`
+        assert figures[one.chosen_for] == pytest.approx(one.figure)
+    model.thresholds = {}  # a model that was saved before there were two
+    figures = Matching._figures(model, gold, model.given, True)
+    assert figures["accuracy_threshold"] == figures["f1_threshold"] == expected.value
 
 
 def test_probabilities_are_fitted_on_one_half_and_judged_on_the_other(scored: tuple[Any, list[Pair]]) -> None:
