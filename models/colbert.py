@@ -5,7 +5,9 @@ and 3.3 (MaxSim); Santhanam et al. 2022 (ColBERTv2).
 Differs, for Chinese. The markers are pieces that the vocabulary has (its [unused0] is not in Chinese BERT's, and would be [UNK]).
 As many [MASK] as a query has pieces are put behind it, up to `query_pieces`, instead of always 32 in all: the median query of
 AFQMC has 12 characters. Punctuation of both scripts is left out of documents, [UNK] never is ("`" and most quotation marks are
-[UNK] there). What does not count is -inf before the maximum, not 0. The mean over a query's tokens is offered beside the sum.
+[UNK] there). What does not count is -inf before the maximum, not 0. The mean over a query's tokens is offered beside the sum. The
+linear map begins with orthonormal rows, not as another layer of BERT: with as many dimensions as the encoder has, an untrained
+model compares the encoder's own states.
 Cost: that of the encoder; a corpus takes 2 x dimension bytes a token; see `layers/max_sim.py`.
 """
 
@@ -46,7 +48,7 @@ class ColBERTConfig(TextEncoderConfig):
 
     Attributes:
         max_pieces: of a document, see `TextEncoderConfig`; its marker is one of them.
-        dimension: of a token's vector.
+        dimension: of a token's vector; the encoder's own width loses nothing of its states, a corpus then takes more room.
         query_pieces: of a query, [MASK] and the three others included, at most.
         expansion: [MASK] behind a query, a piece of it; 0 = none.
         mean: the mean over a query's tokens instead of the sum.
@@ -143,7 +145,8 @@ class ColBERT(TextMatcher):
     def __init__(self, config: ColBERTConfig, encoder: Encoder, subwords: WordPieces) -> None:
         super().__init__(config, encoder, subwords)
         self.projection = nn.Linear(encoder.width, config.dimension, bias=False)
-        nn.init.normal_(self.projection.weight, std=0.02)  # as BERT's own layers
+        # similarities are at first those of the states themselves, or as near to them as a random map of fewer dimensions comes
+        nn.init.orthogonal_(self.projection.weight)
         self._markers = tuple(self._marker(name) for name in ("query_marker", "document_marker"))
         if config.expansion and subwords.mask is None:
             raise RecipeError(

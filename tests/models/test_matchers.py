@@ -373,6 +373,25 @@ def test_hard_negatives_are_candidates_of_every_row() -> None:
 # ColBERT.
 
 
+def test_an_untrained_colbert_of_full_width_compares_the_encoders_states() -> None:
+    def states_compared(dimension: int) -> tuple[float, float]:
+        model = build(ColBERT, dimension=dimension, expansion=0.0)
+        rows = [model.query_row(model.read_texts(TEXTS[:1])[0]), model.document_row(model.read_texts(TEXTS[2:3])[0])]
+        with torch.no_grad():
+            own = [
+                model.encoder.read(batch.mask, input_ids=batch.pieces).last_hidden_state[batch.scored]
+                for batch in (model.token_rows([row]) for row in rows)
+            ]
+        query, document = (torch.nn.functional.normalize(vectors, dim=-1) for vectors in own)
+        return model.score(TEXTS[0], TEXTS[2]), float((query @ document.T).amax(1).sum())
+
+    width = build(ColBERT).encoder.width
+    score, wanted = states_compared(width)
+    assert score == pytest.approx(wanted, abs=1e-4)
+    score, wanted = states_compared(width // 4)  # the control: fewer dimensions lose something
+    assert abs(score - wanted) > 1e-2
+
+
 def test_what_colbert_reads() -> None:
     model = build(ColBERT, query_pieces=12, query_marker="王", document_marker="北")
     numbers = model.subwords
