@@ -151,7 +151,7 @@ def read_whole_lines(path: Path) -> Iterator[tuple[int, str]]:
     except OSError as error:
         raise DataError(f"{path}: must be a file that can be read, but: {error.strerror or error}.") from error
     if number == 0:
-        raise DataError(f"{path}: the file must hold at least one sentence, but is empty. Check the path.")
+        raise DataError(f"{path}: the file must hold at least one line, but is empty. Check the path.")
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -90,21 +90,23 @@ def in_parts(encoder: Encoder, rows: TextRows, head: Head, rows_at_once: int | N
     learns = torch.is_grad_enabled()
     again = learns and rows_at_once is not None and len(rows.mask) > rows_at_once
     groups = of_like_length(rows.lengths, rows_at_once) if learns else of_size(rows.lengths, encoder.pieces_a_pass)
-    if len(groups) == 1:
-        return head(rows.mask, {"input_ids": rows.pieces, **rows.inputs})
     seq = rows.mask.shape[1]
+    # GPUs want few shapes; a processor takes any, and 17 pieces in 24 columns would train a sixth slower
+    exact = not learns or rows.mask.device.type == "cpu"
+    longest = [max(rows.lengths[row] for row in group) for group in groups]
+    columns = longest if exact else [min(seq, rounded(pieces)) for pieces in longest]
+    if columns == [seq]:
+        return head(rows.mask, {"input_ids": rows.pieces, **rows.inputs})
     # looked up once, so that an attack has one place to add to; without gradients part by part
     read = {"inputs_embeds": encoder.look_up(rows.pieces)} if learns else {"input_ids": rows.pieces}
     given = {**read, **rows.inputs}
     made = []
-    for group in groups:
+    for group, width in zip(groups, columns, strict=True):
         place = torch.tensor(group, device=rows.mask.device)
-        longest = max(rows.lengths[row] for row in group)
-        columns = min(seq, rounded(longest)) if learns else longest
-        part = (rows.mask[place, :columns], {key: it[place, :columns] for key, it in given.items()})
+        part = (rows.mask[place, :width], {key: it[place, :width] for key, it in given.items()})
         # dropout draws the same numbers when a part is read again: checkpoint puts the generators back
         found = checkpoint(head, *part, use_reentrant=False) if again else head(*part)
-        made.append(F.pad(found, (0, 0, 0, seq - columns)) if found.ndim == 3 else found)
+        made.append(F.pad(found, (0, 0, 0, seq - width)) if found.ndim == 3 else found)
     order = torch.tensor([row for group in groups for row in group], device=rows.mask.device)
     return torch.cat(made)[order.argsort()]
 

@@ -375,12 +375,12 @@ def new_folder(folder: Path) -> Iterator[Path]:
         RunError: there is something at `folder` already.
         StorageError: no room, no permission.
     """
-    if folder.exists():
-        raise RunError(
-            f"{folder}: an index must be written to a new folder, but it is there. Name another, or remove it."
-        )
     cure = "Make room, or name another place."
     with storage_errors(folder, cure):
+        if folder.exists():
+            raise RunError(
+                f"{folder}: an index must be written to a new folder, but it is there. Name another, or remove it."
+            )
         folder.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:

@@ -16,7 +16,7 @@ import torch
 
 from hanzoo.data.document import Pair, Passage
 from hanzoo.data.randomness import generator, reseed
-from hanzoo.errors import DataError, RunError
+from hanzoo.errors import DataError, RunError, StorageError
 from hanzoo.models.bi_encoder import BiEncoder
 from hanzoo.models.colbert import ColBERT
 from hanzoo.models.cross_encoder import CrossEncoder
@@ -127,6 +127,8 @@ def test_an_index_is_saved_and_opened(cls: type[Any], tmp_path: Path, written: s
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
     with pytest.raises(RunError, match="must be written to a new folder"):
         index.save(tmp_path / "index")
+    with pytest.raises(StorageError, match="File name too long"):
+        index.save(tmp_path / ("i" * 300))
     with torch.no_grad():
         next(iter(model.parameters())).add_(0.5)
     with pytest.raises(RunError, match="or this one with other weights"):
