@@ -316,6 +316,26 @@ def test_which_rows_are_read_together(lengths: tuple[int, ...], most: int | None
     assert text_encoder.of_like_length(lengths, most) == groups
 
 
+@pytest.mark.parametrize("cls", [BiEncoder, CrossEncoder])
+def test_on_a_processor_no_column_of_padding_alone_is_trained_on(
+    cls: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = learning(cls)
+    masks: list[torch.Tensor] = []
+    read = model.encoder.read
+
+    def seen(mask: torch.Tensor, **inputs: Any) -> Any:
+        masks.append(mask)
+        return read(mask, **inputs)
+
+    monkeypatch.setattr(model.encoder, "read", seen)
+    batch = batch_of(model, DATA.train[:1])
+    model(batch)
+    assert not batch.rows.mask.any(0).all()  # the batch itself has such columns
+    assert masks
+    assert all(mask.any(0).all() for mask in masks)
+
+
 # Views.
 
 
