@@ -91,7 +91,7 @@ def in_parts(encoder: Encoder, rows: TextRows, head: Head, rows_at_once: int | N
     again = learns and rows_at_once is not None and len(rows.mask) > rows_at_once
     groups = of_like_length(rows.lengths, rows_at_once) if learns else of_size(rows.lengths, encoder.pieces_a_pass)
     seq = rows.mask.shape[1]
-    # GPUs want few shapes; a processor takes any, and 17 pieces in 24 columns would train a sixth slower
+    # GPUs want few shapes; a processor takes any, and pays for each column
     exact = not learns or rows.mask.device.type == "cpu"
     longest = [max(rows.lengths[row] for row in group) for group in groups]
     columns = longest if exact else [min(seq, rounded(pieces)) for pieces in longest]
