@@ -54,8 +54,8 @@ def plan_epoch(
         rows = min(batch_size, max(1, int(batch_characters // max(1.0, length[order].mean()))))
     bucket_size = rows * micro_batches * WINDOWS_A_BUCKET
     windows: list[Window] = []
-    for start in range(0, len(order), bucket_size):
-        bucket = order[start : start + bucket_size]
+    starts = range(bucket_size, len(order) - least + 1, bucket_size)  # too few items to be a batch are no bucket either
+    for bucket in np.split(order, starts):
         bucket = bucket[np.argsort(length[bucket], kind="stable")]
         batches = _joined(_cut(bucket.tolist(), length[bucket].tolist(), batch_size, batch_characters), least)
         windows.extend(batches[at : at + micro_batches] for at in range(0, len(batches), micro_batches))

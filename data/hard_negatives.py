@@ -65,7 +65,7 @@ def choose_negatives(
         matches: keys of texts that match the anchor.
         keys: (corpus,) `text_key` of all texts, which are distinct.
         number: negatives.
-        skip: of the nearest that are left, those that are passed over.
+        skip: of the nearest that are left, those that are passed over, unless nothing else is left.
         draw: the generator, asked where too few of the nearest are left.
 
     Returns:
@@ -85,4 +85,8 @@ def choose_negatives(
     ]
     if len(rest) < wanted:
         raise ValueError(f"there are {len(known) + len(rest)}")
-    return found + draw().choice(rest, size=wanted, replace=False).tolist(), wanted
+    passed = set(left[:skip])
+    others = [place for place in rest if place not in passed]
+    if len(others) < wanted:  # those passed over are all that there is
+        others = rest
+    return found + draw().choice(others, size=wanted, replace=False).tolist(), wanted

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from hanzoo.data.document import Document, Pair, Triple
+from hanzoo.data.hard_negatives import known_matches
+from hanzoo.data.leakage import text_key
 from hanzoo.data.pair_files import Scale
 
 ItemKind = Literal["pairs", "matches", "triples", "texts"]
@@ -33,16 +35,19 @@ def texts(items: Iterable[Pair | Triple]) -> list[Document]:
 def triples_of_pairs(pairs: Sequence[Pair], scale: Scale) -> list[Triple]:
     """A triple for each pair with the highest label whose first text also stands in pairs with the lowest.
 
-    The second text of one of those is the negative; the matching pairs of one first text take them in turn.
+    The second text of one of those is the negative, unless another pair says that it matches; the matching pairs of one first
+    text take them in turn.
     """
+    positive = matches(pairs, scale)
+    matching = known_matches(positive)
     negatives: dict[str, list[str]] = {}
     for pair in pairs:
         if pair.label == scale.low:
             negatives.setdefault(pair.first, []).append(pair.second)
     made: list[Triple] = []
     taken: dict[str, int] = {}
-    for pair in matches(pairs, scale):
-        known = [text for text in negatives.get(pair.first, []) if text not in (pair.first, pair.second)]
+    for pair in positive:
+        known = [text for text in negatives.get(pair.first, []) if text_key(text) not in matching[pair.first]]
         if known:
             number = taken.get(pair.first, 0)
             taken[pair.first] = number + 1

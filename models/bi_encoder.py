@@ -24,7 +24,7 @@ from hanzoo.models.layers.encoder import ENCODER_FOLDER
 from hanzoo.models.layers.gathering import SharedBatch
 from hanzoo.models.layers.similarity import cosine_similarities, paired_cosine_similarities
 from hanzoo.models.layers.text_encoder import Pooling, TextEncoderConfig, text_vectors
-from hanzoo.models.layers.text_matcher import MatchingBatch, TextMatcher
+from hanzoo.models.layers.text_matcher import MatchingBatch, TextMatcher, both_sides
 from hanzoo.models.model import Comparison, evaluating
 from hanzoo.models.search.index import Corpus, index_kind
 from hanzoo.models.search.vectors import FAISS_KIND, FaissIndex, VectorIndex
@@ -124,10 +124,11 @@ class BiEncoder(TextMatcher):
 
     def scores(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
         """The cosine of the two texts of each pair, (pairs,) in [-1, 1]; see `Matcher.scores`."""
-        texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+        sides = both_sides(pairs)
+        texts = list(dict.fromkeys(text for side in sides for text in side))
         places = {text: number for number, text in enumerate(texts)}
         vectors = self.encode(texts).astype(np.float64)
-        first, second = (vectors[[places[pair[side]] for pair in pairs]] for side in (0, 1))
+        first, second = (vectors[[places[text] for text in side]] for side in sides)
         cosines: NDArray[np.float64] = (first * second).sum(1)
         return cosines
 

@@ -35,7 +35,7 @@ from hanzoo.models.layers.encoder import ENCODER_FOLDER, Encoder
 from hanzoo.models.layers.gathering import SharedBatch
 from hanzoo.models.layers.max_sim import max_sim, paired_max_sim
 from hanzoo.models.layers.text_encoder import TextEncoderConfig, TextRows, in_parts
-from hanzoo.models.layers.text_matcher import MatchingBatch, TextMatcher, texts_of
+from hanzoo.models.layers.text_matcher import MatchingBatch, TextMatcher, both_sides, texts_of
 from hanzoo.models.model import Comparison, evaluating
 from hanzoo.models.search.index import Corpus
 from hanzoo.models.search.tokens import TokenIndex
@@ -257,7 +257,7 @@ class ColBERT(TextMatcher):
     @torch.inference_mode()
     def scores(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
         """MaxSim of the first text of each pair, as a query, with the second, (pairs,); see `Matcher.scores`."""
-        sides = [self.read_texts([pair[side] for pair in pairs]) for side in (0, 1)]
+        sides = [self.read_texts(side) for side in both_sides(pairs)]
         queries, documents = map(self.query_row, sides[0]), map(self.document_row, sides[1])
         rows = list(zip(queries, documents, strict=True))
         found = np.empty(len(pairs))

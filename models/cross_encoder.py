@@ -28,7 +28,7 @@ from hanzoo.models.layers.encoder import Encoder
 from hanzoo.models.layers.gathering import SharedBatch
 from hanzoo.models.layers.pooling import cls_pooling
 from hanzoo.models.layers.text_encoder import TextEncoderConfig, TextRows, in_parts
-from hanzoo.models.layers.text_matcher import MatchingBatch, TextMatcher, texts_of
+from hanzoo.models.layers.text_matcher import MatchingBatch, TextMatcher, both_sides, texts_of
 from hanzoo.models.model import Comparison, cut_notes, evaluating
 from hanzoo.models.search.index import Corpus
 from hanzoo.models.search.pairs import PairIndex
@@ -198,7 +198,7 @@ class CrossEncoder(TextMatcher):
     @torch.inference_mode()
     def scores(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
         """The score of each pair before any squashing, (pairs,); see `Matcher.scores`."""
-        first, second = (self.read_texts([pair[side] for pair in pairs]) for side in (0, 1))
+        first, second = (self.read_texts(side) for side in both_sides(pairs))
         read = list(zip(first, second, strict=True))
         found = np.empty(len(pairs))
         with evaluating(self):

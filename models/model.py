@@ -519,6 +519,10 @@ class Comparison(ABC):
     def paired(self, one: int, other: int) -> Tensor:
         """How similar two views of each item are, (items,) float."""
 
+    def candidates(self, num_views: int) -> Tensor:
+        """How similar each item's first view is to each of its others, (items, num_views - 1) float."""
+        return torch.stack([self.paired(0, other) for other in range(1, num_views)], dim=1)
+
     @abstractmethod
     def matrix(self, one: int, others: Sequence[int]) -> Tensor:
         """How similar a view of each item is to some views of all items, (items, len(others) x items): those of others[0] first.
@@ -562,7 +566,7 @@ class Objective(nn.Module, ABC):
     refuses: ClassVar[Mapping[str, str]] = {}  # tricks that it does not go with -> why
 
     targets: ItemTargets | None = None  # what its teachers say, where its settings are `TeacherSettings`
-    num_taught = num_untaught = 0  # batches of training items since the notes were made last
+    num_taught = num_untaught = 0  # batches of training items since the last notes after which one taught
 
     @classmethod
     @abstractmethod
@@ -663,7 +667,8 @@ class Matcher(Model):
             raise RunError(
                 f"objective: batches must hold something to compare, but none of {batches} did. Raise train.batch_size."
             )
-        objective.num_taught = objective.num_untaught = 0
+        if objective.num_taught:  # else they are counted on, until they are enough to say that none will
+            objective.num_taught = objective.num_untaught = 0
         said = f"{untaught:,} of {batches:,} batches held nothing to compare and taught nothing"
         return (f"{said}: a larger train.batch_size has fewer of them",)
 
@@ -672,8 +677,7 @@ class Matcher(Model):
 
     def soft_targets(self, output: Any, batch: Any, temperature: float) -> list[Tensor]:
         """The scores of each item's first text with each of its others, (others, 1) float; see `Model.soft_targets`."""
-        scores = [output.paired(0, other) for other in range(1, batch.keys.shape[1])]
-        return list((torch.stack(scores, dim=1) / temperature).unsqueeze(2))
+        return list((output.candidates(batch.keys.shape[1]) / temperature).unsqueeze(2))
 
     @property
     def width(self) -> int | None:
@@ -731,6 +735,7 @@ class Matcher(Model):
         """How well the two texts of each pair match, (pairs,): the higher the better.
 
         Raises:
+            TypeError: a pair is not two strings.
             DataError: a text is empty, or all blanks.
         """
 

@@ -134,6 +134,7 @@ class Result(_Strict):
         note: what a reader of the figure must know, in words.
         subsets: description -> metrics on part of the split ("without sentences seen in train").
         scorers: name of a scorer -> what it gives for the same predictions; see `hanzoo.evaluation.scorers`.
+        vectors: "alignment" and "uniformity" of a bi-encoder's vectors, one a seed, which are no shares; see `evaluation.matching`.
         headline: whether the READMEs show it.
     """
 
@@ -165,6 +166,7 @@ class Result(_Strict):
     note: str = ""
     subsets: dict[str, Metrics] = {}
     scorers: dict[str, Metrics] = {}
+    vectors: dict[str, list[Annotated[float, Field(allow_inf_nan=False)]]] = {}
     headline: bool = False
 
     @field_validator("metrics")
@@ -179,7 +181,12 @@ class Result(_Strict):
     def _has_one_figure_a_seed(self) -> Result:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds must differ from each other, but are {self.seeds}")
-        for where, metrics in {"metrics": self.metrics, **self.subsets, **self.scorers}.items():
+        for where, metrics in {
+            "metrics": self.metrics,
+            "vectors": self.vectors,
+            **self.subsets,
+            **self.scorers,
+        }.items():
             for metric, values in metrics.items():
                 if len(values) != len(self.seeds):
                     raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +31,7 @@ class AimedData(Protocol):
         allow_leakage: train also where what it is judged by is known to stand in what it is trained on.
         notes: all a person was told of the data.
         mined: negatives that were found for the items; None = none were.
+        item_settings: kinds that the items can be, and the setting that makes them so.
     """
 
     @property
@@ -47,6 +48,8 @@ class AimedData(Protocol):
     def notes(self) -> Sequence[str]: ...
     @property
     def mined(self) -> Mined | None: ...
+    @property
+    def item_settings(self) -> Mapping[ItemKind, str]: ...
 
 
 def aim(model: Matcher, objective: str, settings: Settings, data: AimedData) -> None:
@@ -60,10 +63,11 @@ def aim(model: Matcher, objective: str, settings: Settings, data: AimedData) -> 
     cls = objective_class(objective)
     if data.items not in cls.learns_from:
         others = [name for name in objective_names() if data.items in objective_class(name).learns_from]
+        settings_for_it = [data.item_settings[kind] for kind in cls.learns_from if kind in data.item_settings]
+        cure = "".join(f"{setting}, or take " for setting in settings_for_it[:1]) or "Take "
         raise RecipeError(
             f"objective.name: {objective} must have {' or '.join(cls.learns_from)} to learn from, but the data's items are "
-            f"{data.items}. Set data.items={cls.learns_from[0]} where the data has them, or take another objective: "
-            f"{', '.join(others)}."
+            f"{data.items}. {cure}another objective: {', '.join(others)}."
         )
     labels = {item.label for item in data.train if isinstance(item, Pair)}
     if data.items == "pairs" and len(labels) < 2:

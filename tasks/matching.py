@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,12 +33,15 @@ from hanzoo.evaluation.calibration import brier, expected_calibration_error, fit
 from hanzoo.evaluation.matching import (
     CHOSEN_FOR,
     ChosenFor,
+    alignment,
     bootstrap_difference,
     choose_threshold,
     score_pairs,
+    uniformity,
 )
 from hanzoo.evaluation.report import run_card, show_figure
 from hanzoo.evaluation.significance import Comparison
+from hanzoo.models.bi_encoder import BiEncoder
 from hanzoo.models.layers.text_matcher import texts_of
 from hanzoo.models.model import Matcher, Model, Settings, objective_names
 from hanzoo.tasks.aiming import aim, encoder_name, note_leaks, official_name
@@ -61,6 +64,8 @@ RECORDED = (
     "ece",
     "brier",
 )  # of the figures
+OF_VECTORS = ("alignment", "uniformity")
+SPHERE_TEXTS = 10_000  # on which uniformity, which compares all with all, is measured at most
 
 FORCE_LEAKAGE = "--allow-leakage"
 EVALUATE_OPTIONS: Mapping[str, Mapping[str, Any]] = {
@@ -182,6 +187,7 @@ class MatchingData:
         allow_leakage: see `MatchingDataSettings`.
         view: what is trained on, as it stands beside a figure.
         mined: the triples that a model found; None where none has to, or none did yet.
+        item_settings: see `AimedData`.
     """
 
     pairs: PairData
@@ -194,6 +200,9 @@ class MatchingData:
     allow_leakage: bool = False
     view: str = ""
     mined: Mined | None = None
+    item_settings: ClassVar[Mapping[ItemKind, str]] = {
+        kind: f"Set data.items={kind} where the data has them" for kind in get_args(ItemKind)
+    }
 
     @property
     def name(self) -> str:
@@ -235,6 +244,29 @@ def scores_of(model: Matcher, pairs: Sequence[Pair]) -> NDArray[np.float64]:
     return np.array(merge(gather_objects(found)), dtype=np.float64)
 
 
+def sphere_figures(model: Matcher, pairs: Sequence[Pair], highest: float) -> dict[str, float]:
+    """Alignment and uniformity of a model with one vector a text; nothing of another.
+
+    Args:
+        model: the matcher.
+        pairs: with labels. Alignment is of those with the label `highest`, left out where none has it; uniformity of all their
+            texts, of `SPHERE_TEXTS` evenly among them where there are more.
+        highest: the label of a match.
+    """
+    if not isinstance(model, BiEncoder):
+        return {}
+    found = {}
+    matching = [pair for pair in pairs if pair.label == highest]
+    if matching:
+        one, other = (model.encode(list(side)) for side in zip(*map(texts_of, matching), strict=True))
+        found["alignment"] = alignment(one, other)
+    distinct = list(dict.fromkeys(text for pair in pairs for text in texts_of(pair)))
+    if len(distinct) > 1:
+        evenly = np.linspace(0, len(distinct) - 1, min(SPHERE_TEXTS, len(distinct))).astype(np.int64)
+        found["uniformity"] = uniformity(model.encode([distinct[place] for place in evenly]))
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class MatchingReport(Report):
     """The evaluation of a matcher's run.
@@ -255,16 +287,25 @@ class MatchingReport(Report):
             f"{first['pairs']:,} pairs; the highest Spearman with their ties is {show_figure(first['spearman_ceiling'])}; "
             f"always saying the most frequent label is right in {show_figure(first['majority'])} %"
         )
+        sphere = [
+            f"{name} of the vectors {float(np.mean([figures[name] for figures in self.figures])):.3f}, the lower the better"
+            for name in OF_VECTORS
+            if name in first
+        ]
         constant = [figures["constant"] for figures in self.figures if figures["constant"]]
-        return [known, *(f"{what} are constant: the correlation is 0" for what in constant), *self.said]
+        return [known, *sphere, *(f"{what} are constant: the correlation is 0" for what in constant), *self.said]
 
     def summary(self) -> dict[str, Any]:
         names = [name for name, value in self.figures[0].items() if isinstance(value, int | float)]
         return {name: _seeds([figures[name] for figures in self.figures]) for name in names}
 
     def recorded(self) -> dict[str, Any]:
-        names = [name for name in RECORDED if self.figures[0].get(name) is not None]
-        return {"metrics": {name: [figures[name] for figures in self.figures] for name in names}}
+        first = self.figures[0]
+        return {
+            kind: {name: [figures[name] for figures in self.figures] for name in names if first.get(name) is not None}
+            for kind, names in (("metrics", RECORDED), ("vectors", OF_VECTORS))
+            if not first.keys().isdisjoint(names)
+        }
 
     def compare(self, other: MatchingReport) -> Comparison:
         """In Spearman's rho, which is no sum over pairs: it has an interval, and no p-value of randomisation."""
@@ -502,7 +543,10 @@ class Matching(Task):
             said.update(dict.fromkeys(model.cut_notes(subject.items)))
             found = scores_of(model, subject.items)
             scores.append(found)
-            figures.append(self._figures(model, gold, found, two_classes))
+            highest = subject.data.scale.high if subject.data is not None else float(gold.max())
+            figures.append(
+                self._figures(model, gold, found, two_classes) | sphere_figures(model, subject.items, highest)
+            )
             thresholds.append(model.threshold if two_classes else None)
         return MatchingReport(
             task=self,

@@ -184,9 +184,10 @@ class JudgedQueries(Sequence[JudgedQuery]):
         return JudgedQueries(self.queries[place], self.corpus) if isinstance(place, slice) else self.queries[place]
 
     def in_fewer(self, passages: int) -> JudgedQueries:
-        """The same queries over the passages that are judged for them, and about so many others, evenly from the corpus."""
+        """The same queries over so many passages, evenly from the corpus, and those that are judged for them."""
         known = self.corpus.passages
-        kept = {passage.id for passage in known[:: max(1, len(known) // passages)]}
+        evenly = np.linspace(0, len(known) - 1, min(passages, len(known))).astype(np.int64)
+        kept = {known[place].id for place in evenly}
         kept |= {name for item in self.queries for name in item.judged}
         return JudgedQueries(self.queries, SearchedCorpus([passage for passage in known if passage.id in kept]))
 
@@ -215,12 +216,16 @@ class RetrievalTaskData:
         selected: dev as it is searched after each epoch; see `RetrievalDataSettings.dev_passages`.
         known: the set as it was read.
         view: what is trained on, as it stands beside a figure, where it is not the pairs alone.
-        items, trained_on, allow_leakage, mined: see `AimedData`.
+        items, trained_on, allow_leakage, mined, item_settings: see `AimedData`.
     """
 
     items: ItemKind = "matches"
     allow_leakage = False
     mined: Mined | None = None
+    item_settings: ClassVar[Mapping[ItemKind, str]] = {
+        "matches": "Remove data.mining",
+        "triples": "Set data.mining.finder, which gives each pair negatives",
+    }
 
     def __init__(
         self, known: RetrievalData, most: int | None = None, dev_passages: int | None = None, view: str = ""
@@ -705,9 +710,9 @@ def _run_lines(queries: Sequence[str], hits: Sequence[Sequence[Hit]], ending: st
     for query, row in zip(queries, hits, strict=True):
         for rank, hit in enumerate(row, start=1):
             if ending == ".tsv":
-                yield f"{query}\t{hit.id}\t{hit.score:.6f}\n"
+                yield f"{query}\t{hit.id}\t{hit.score:.9g}\n"
             else:
-                yield f"{query} Q0 {hit.id} {rank} {hit.score:.6f} hanzoo\n"
+                yield f"{query} Q0 {hit.id} {rank} {hit.score:.9g} hanzoo\n"
 
 
 def _notes(model: Matcher, queries: Sequence[str], corpus: SearchedCorpus) -> tuple[str, ...]:

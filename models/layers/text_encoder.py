@@ -35,6 +35,7 @@ from hanzoo.models.layers.pooling import cls_pooling, first_last_pooling, mean_p
 from hanzoo.models.model import AttackPoint
 
 Pooling = Literal["mean", "cls", "pooler", "first_last"]
+TEXTS_AT_ONCE = 8_192  # that are cut into pieces to be counted
 WORTH_A_PASS = 0.75  # of what one pass would read, padding included: several must read less
 Head = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 
@@ -217,9 +218,9 @@ class TextEncoderModel(PretrainedModel):
         """How many texts have more pieces than are read of each; see `Matcher.cut_counts`."""
         if limit is None:
             return {}
-        # a piece has a character at least, so that short texts need not be cut into pieces to know
-        long = [text for text in texts if len(text) > limit]
-        longer = sum(len(row) > limit for row in self.subwords.encode(long)) if long else 0
+        # all are cut into pieces to know: a character may have several (a Hangul syllable has up to three)
+        parts = (texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(texts), TEXTS_AT_ONCE))
+        longer = sum(len(row) > limit for part in parts for row in self.subwords.encode(part))
         return {f"{kind} have more than {limit} pieces: {said}": (longer, len(texts))}
 
     def attack_points(self, batch: Any) -> Mapping[str, AttackPoint]:

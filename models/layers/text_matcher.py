@@ -92,6 +92,14 @@ def texts_of(item: Pair | Triple | Document) -> tuple[str, ...]:
     return (item.text,)
 
 
+def both_sides(pairs: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:
+    """The first texts of pairs, and the second. Raises TypeError where one is no pair: a string has characters, not texts."""
+    for pair in pairs:
+        if isinstance(pair, str) or len(pair) != 2:
+            raise TypeError(f"scores: a pair must be two strings, but is {pair!r:.50}. Write [(first, second)].")
+    return [first for first, _ in pairs], [second for _, second in pairs]
+
+
 def text_number(text: str) -> int:
     """A number for a text: the same for the same text, in every process, and for no other that anybody will meet."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") >> 1

@@ -135,7 +135,7 @@ class ArcCSE(Objective):
     def of(self, compared: Comparison, batch: Any) -> Mapping[str, Tensor]:
         shared = SharedBatch.of(batch.keys)
         cosines = compared.gathered(shared, [1]).matrix(0, [1])
-        less, more = self._triplets(compared, batch)
+        less, more = self._triplets(compared, batch) or (None, None)
         rows = shared.places(cosines), _equal_texts(batch, shared)
         return shared.counted(self.losses(cosines, *rows, less_masked=less, more_masked=more))
 
@@ -143,15 +143,13 @@ class ArcCSE(Objective):
         shared = SharedBatch.of(batch.keys)
         one, other = (compared.gathered(shared, [1]).matrix(0, [1]) for compared in (first, second))
         rows = shared.places(one), _equal_texts(batch, shared)
-        if not self.triplet_weight:
-            return self.divergence(one, other, *rows)
-        triplets = [(compared.paired(0, 2), compared.paired(0, 3)) for compared in (first, second)]
+        triplets = [self._triplets(compared, batch) for compared in (first, second)]
         return self.divergence(one, other, *rows, first_triplets=triplets[0], second_triplets=triplets[1])
 
-    def _triplets(self, compared: Comparison, batch: Any) -> tuple[Tensor | None, Tensor | None]:
+    def _triplets(self, compared: Comparison, batch: Any) -> tuple[Tensor, Tensor] | None:
         """Cosines of each text with its less and its more masked version; those of a text that is too short say nothing."""
         if not self.triplet_weight:
-            return None, None
+            return None
         less, more = compared.paired(0, 2), compared.paired(0, 3)
         long = batch.rows.mask[: len(less)].sum(1) - 2 >= self.least_pieces
         return torch.where(long, less, 1.0), torch.where(long, more, -1.0)

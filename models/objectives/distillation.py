@@ -71,13 +71,14 @@ class Distillation(Objective):
         return {"distillation": num_items}
 
     def of(self, compared: Comparison, batch: Any) -> Mapping[str, Tensor]:
-        scores = _candidates(compared, batch)
+        scores = compared.candidates(batch.keys.shape[1])
         assert self.targets is not None
         taught = torch.stack(self.targets.of(batch.item_ids, scores.device)).squeeze(2)
         return self.losses(scores, taught)
 
     def agreement(self, first: Comparison, second: Comparison, batch: Any) -> Mapping[str, Tensor]:
-        return self.divergence(_candidates(first, batch), _candidates(second, batch))
+        num_views = batch.keys.shape[1]
+        return self.divergence(first.candidates(num_views), second.candidates(num_views))
 
     def losses(self, scores: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Mapping[str, Tensor]:
         """temperature^2 times the divergence of each query's candidates from the teacher's.
@@ -126,8 +127,3 @@ class Distillation(Objective):
     @staticmethod
     def _logs(scores: Tensor, temperature: float, mask: Tensor | None) -> Tensor:
         return candidate_log_probabilities(scores, temperature, None if mask is None else torch.logical_not(mask))
-
-
-def _candidates(compared: Comparison, batch: Any) -> Tensor:
-    """The scores of each item's first text with each of its others, (items, others)."""
-    return torch.stack([compared.paired(0, other) for other in range(1, batch.keys.shape[1])], dim=1)

@@ -61,10 +61,11 @@ class PairwiseSoftmax(Objective):
         return {"pairwise_softmax": num_items}
 
     def of(self, compared: Comparison, batch: Any) -> Mapping[str, Tensor]:
-        return self.losses(_candidates(compared, batch))
+        return self.losses(compared.candidates(batch.keys.shape[1]))
 
     def agreement(self, first: Comparison, second: Comparison, batch: Any) -> Mapping[str, Tensor]:
-        return self.divergence(_candidates(first, batch), _candidates(second, batch))
+        num_views = batch.keys.shape[1]
+        return self.divergence(first.candidates(num_views), second.candidates(num_views))
 
     def losses(self, scores: Tensor, mask: Tensor | None = None) -> Mapping[str, Tensor]:
         """The negative log-likelihood of each query's relevant document.
@@ -102,8 +103,3 @@ class PairwiseSoftmax(Objective):
     def _logs(self, scores: Tensor, mask: Tensor | None) -> Tensor:
         removed = None if mask is None else torch.logical_not(mask)
         return candidate_log_probabilities(scores, self.temperature, removed)
-
-
-def _candidates(compared: Comparison, batch: Any) -> Tensor:
-    """The scores of each item's first text with each of its others, (items, others)."""
-    return torch.stack([compared.paired(0, other) for other in range(1, batch.keys.shape[1])], dim=1)

@@ -185,11 +185,14 @@ class Index(ABC):
         """`search` for any number of queries, in order, in constant memory.
 
         Raises:
+            TypeError: queries are one string, or hold something else.
             DataError: a query is blank.
             ValueError: k is below 1.
         """
         if k < 1:
             raise ValueError(f"search: k must be at least 1, but is {k}.")
+        if isinstance(queries, str):  # whose characters would be queries
+            read_queries(queries)
         waiting, before = iter(queries), 0
         while block := list(islice(waiting, QUERIES_AT_ONCE)):
             read_queries(block, before)

@@ -143,18 +143,18 @@ class TokenStore:
         Returns:
             (queries, texts) float32 in the order of the corpus, on the CPU.
         """
-        counts = [len(query) for query in queries]
         asked = torch.cat(list(queries))
-        found = torch.empty(len(queries), len(self.places))
-        best = torch.empty(len(asked), len(self.places), device=asked.device)
+        counts = torch.tensor([len(query) for query in queries], device=asked.device)
+        own = torch.eye(len(queries), device=asked.device).repeat_interleave(
+            counts, dim=1
+        )  # which tokens are a query's
+        found = torch.empty(len(queries), len(self.places), device=asked.device)
         few = max(1, min(TOKENS_AT_ONCE, SIMILARITIES_AT_ONCE // len(asked)))
         for first, last, token, length in self.stretches(few):
             block = torch.from_numpy(self.tokens[token : token + (last - first) * length]).to(asked.device).float()
-            torch.amax((asked @ block.T).view(len(asked), last - first, length), -1, out=best[:, first:last])
-        places = torch.from_numpy(self.places)
-        for row, part in zip(found, torch.split(best, counts), strict=True):
-            row[places] = part.sum(0).cpu()
-        return found
+            best = (asked @ block.T).view(len(asked), last - first, length).amax(-1)
+            found[:, first:last] = own @ best
+        return found.cpu()[:, torch.from_numpy(self.numbers)]
 
     def scores_of(self, query: Tensor, places: NDArray[np.int64]) -> Tensor:
         """MaxSim of a query with some texts.

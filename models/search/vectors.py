@@ -138,7 +138,8 @@ class FaissIndex(Index):
         with _making(kind):
             index = faiss.index_factory(model.width, kind, faiss.METRIC_INNER_PRODUCT)
         if not index.is_trained:
-            sampled = model.encode(texts[:: max(1, len(texts) // sample)][:sample])
+            evenly = np.linspace(0, len(texts) - 1, min(sample, len(texts))).astype(np.int64)
+            sampled = model.encode([texts[place] for place in evenly])
             with _making(kind):
                 index.train(sampled)
         for _, vectors in _encoded(model, texts):
@@ -159,6 +160,11 @@ class FaissIndex(Index):
             raise RunError(
                 f"{folder / FAISS_FILE}: must be an index of faiss, but cannot be read. Build it again."
             ) from error
+        if (index.ntotal, index.d) != (len(ids), model.width):
+            raise RunError(
+                f"{folder / FAISS_FILE}: must hold {len(ids):,} vectors of {model.width} numbers, but holds {index.ntotal:,} of "
+                f"{index.d}. Build the index again."
+            )
         return cls(model, ids, index)
 
     def write(self, folder: Path) -> dict[str, Any]:

@@ -138,7 +138,22 @@ def test_no_batch_holds_fewer_items_than_it_must(num: int, size: int, micro: int
     assert sorted(item for batch in joined for item in batch) == list(range(num))
     assert all(len(batch) >= 2 for batch in joined) or num == 1
     free = batches(1)
+    assert sum(len(batch) > size for batch in joined) <= 1 + num // (size * WINDOWS_A_BUCKET * micro) or limit
     if all(len(batch) >= 2 for batch in free):
         assert joined == free
     else:
         assert joined != free or num == 1
+
+
+@pytest.mark.parametrize("micro", [1, 2])
+@pytest.mark.parametrize("rest", [1, 2, 3])
+def test_a_last_bucket_of_too_few_items_is_joined_with_the_one_before(micro: int, rest: int) -> None:
+    whole = 4 * WINDOWS_A_BUCKET * micro
+    for num in (rest, whole + rest, 2 * whole + rest):
+        windows = plan_epoch(
+            [5] * num, generator(1, "plan"), batch_size=4, micro_batches=micro, least=3
+        )  # fmt: skip
+        sizes = sorted(len(batch) for window in windows for batch in window)
+        assert sum(sizes) == num
+        assert sizes[0] == min(rest, 3) if num == rest or rest == 3 else sizes[0] == 4
+        assert sizes[-1] == (4 if rest == 3 else 4 + rest) or num == rest

@@ -20,7 +20,7 @@ def chosen(
     found, drawn = choose_negatives(
         NEAREST[:depth], SCORES, limit, matches, CORPUS, number=number, skip=skip, draw=lambda: generator(0, "negatives"),
     )  # fmt: skip
-    assert drawn == sum(place not in NEAREST[:depth] for place in found)
+    assert drawn == sum(place not in NEAREST[:depth][skip:] for place in found)
     return [CORPUS[place] for place in found]
 
 
@@ -53,6 +53,13 @@ def test_there_must_be_enough(number: int) -> None:
         return
     with pytest.raises(ValueError, match="there are 3"):
         chosen(number, matches=matches)
+
+
+def test_what_is_passed_over_is_not_drawn_while_there_is_something_else() -> None:
+    for number in (3, 4):
+        assert not {"甲", "乙"} & set(chosen(number, skip=2))
+    assert {"甲", "乙"} & set(chosen(5, skip=2))
+    assert sorted(chosen(6, skip=2)) == sorted(CORPUS)
 
 
 def test_the_limit_lies_below_the_positive() -> None:

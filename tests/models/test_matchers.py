@@ -16,13 +16,14 @@ from transformers import AutoModel, AutoTokenizer
 from hanzoo.data.document import Document, Pair, Triple
 from hanzoo.data.randomness import generator, reseed
 from hanzoo.data.subwords import quiet
-from hanzoo.errors import DataError, RecipeError
+from hanzoo.errors import DataError, RecipeError, RunError
 from hanzoo.models.bi_encoder import BiEncoder
 from hanzoo.models.colbert import PUNCTUATION, ColBERT
 from hanzoo.models.cross_encoder import CrossEncoder, fitted
 from hanzoo.models.layers import encoder, text_encoder
 from hanzoo.models.layers.text_matcher import TextMatcher, text_number
 from hanzoo.models.model import evaluating
+from hanzoo.models.objectives.arccse import ArcCSE
 from hanzoo.models.objectives.binary import Binary
 from hanzoo.models.objectives.cosent import CoSENT
 from hanzoo.models.objectives.info_nce import InfoNCE
@@ -84,6 +85,9 @@ def test_what_is_no_list_of_texts_is_refused(cls: type[Any]) -> None:
     model = build(cls)
     with pytest.raises(TypeError, match="a text must be a string, but is NoneType"):
         model.scores([(TEXTS[0], None)])
+    for pairs in ((TEXTS[0], TEXTS[1]), ["今天", "下雨"], [(TEXTS[0],)], [(TEXTS[0], TEXTS[1], TEXTS[2])]):
+        with pytest.raises(TypeError, match=r"a pair must be two strings, but is .*\. Write \[\(first, second\)\]"):
+            model.scores(pairs)
     if cls is BiEncoder:
         with pytest.raises(TypeError, match=r"must be a list of strings, but are one string\. Write \[text\]"):
             model.encode(TEXTS[0])
@@ -348,6 +352,34 @@ def test_two_views_of_one_text_differ_by_dropout_alone() -> None:
     model.eval()
     first, second = model(batch).views
     assert torch.allclose(first, second, atol=1e-6)
+
+
+def test_a_text_too_short_for_a_triplet_says_nothing_to_either_loss() -> None:
+    model = build(BiEncoder, encoder_dropout=0.1).train()
+    model.objective = ArcCSE(least_pieces=10)
+    short = model.collate([model.featurize(Document(text)) for text in TEXTS[:3]])
+    assert [len(text) >= 10 for text in TEXTS] == [False, False, True, True]
+    passes = [model(short) for _ in range(2)]
+    assert not torch.equal(passes[0].paired(0, 2), passes[1].paired(0, 2))
+    said = model.objective.agreement(*passes, short)["triplet"]
+    assert said[:2].tolist() == [0, 0]
+    assert said[2] > 0
+    model.objective = ArcCSE(triplet_weight=0.0)
+    plain = model.collate([model.featurize(Document(text)) for text in TEXTS])
+    assert set(model.objective.agreement(model(plain), model(plain), plain)) == {"arccon"}
+
+
+def test_batches_that_teach_nothing_are_counted_until_one_does() -> None:
+    model = learning(BiEncoder)
+    for noted in (10, 19):
+        model.objective.num_untaught = noted
+        assert model.training_notes()[0].startswith(f"{noted} of {noted} batches")
+    model.objective.num_untaught += 1
+    with pytest.raises(RunError, match="none of 20 did"):
+        model.training_notes()
+    model.objective.num_taught = 1
+    assert model.training_notes()[0].startswith("20 of 21 batches")
+    assert model.training_notes() == ()
 
 
 def test_repeated_pieces_are_drawn_by_item_and_only_in_the_second_view() -> None:

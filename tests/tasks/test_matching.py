@@ -16,6 +16,7 @@ from hanzoo import build, cli
 from hanzoo.data.document import Document, Pair, Triple
 from hanzoo.data.pair_files import read_triples
 from hanzoo.errors import DataError, RecipeError, RunError
+from hanzoo.evaluation.matching import alignment, uniformity
 from hanzoo.evaluation.report import show_figure
 from hanzoo.models.model import Matcher
 from hanzoo.recipe import check_recipe
@@ -144,9 +145,16 @@ def test_it_is_trained_loaded_evaluated_and_recorded(
     out = capsys.readouterr().out
     assert "24 pairs; the highest Spearman with their ties is" in out
     assert "always saying the most frequent label is right in 50.00 %" in out
+    assert "alignment of the vectors 0." in out
+    assert "uniformity of the vectors -" in out
     recorded = json.loads(record.read_text(encoding="utf-8"))
     assert recorded["metrics"]["spearman"] == [results["splits"]["test"]["spearman"]]
     assert recorded["split"] == "test"
+    gold = pairs(24, 700)
+    both = [[matcher.encode([pair[side] for pair in gold if pair[2] == 1]) for side in (0, 1)]]
+    assert recorded["vectors"]["alignment"] == pytest.approx([alignment(*both[0])], abs=1e-6)
+    every = list(dict.fromkeys(text for pair in gold for text in pair[:2]))
+    assert recorded["vectors"]["uniformity"] == pytest.approx([uniformity(matcher.encode(every))], abs=1e-6)
     table = full_table(read_results(tmp_path))
     assert "Pairs of texts:" in table
     assert f"{show_figure(recorded['metrics']['spearman'], count_seeds=True)} |" in table
@@ -222,11 +230,11 @@ def test_triples_and_single_texts_are_trained_on(
 
 def test_triples_are_made_of_pairs_and_judged_by_other_pairs(tmp_path: Path) -> None:
     task = Matching()
-    rows = [("甲", "甲一", 1), ("甲", "甲二", 1), ("甲", "乙", 0), ("丙", "丁", 0), ("戊", "己", 1)]
+    rows = [("甲", "甲一", 1), ("甲", "甲二", 1), ("甲", "乙", 0), ("丙", "丁", 0), ("戊", "己", 1), ("甲", "甲 二", 0)]
     write_pairs(tmp_path / "p.tsv", [*rows, *pairs(40)])
     dev = write_pairs(tmp_path / "d.tsv", pairs(8, 500))
     settings = task.data_settings.model_validate(
-        {"train": str(tmp_path / "p.tsv"), "dev": dev, "items": "triples", "most": 5}
+        {"train": str(tmp_path / "p.tsv"), "dev": dev, "items": "triples", "most": 6}
     )
     assert [(t.anchor, t.positive, t.negatives) for t in task.load_data(settings).train] == [
         ("甲", "甲一", ("乙",)), ("甲", "甲二", ("乙",)),

@@ -122,6 +122,11 @@ def test_dev_may_be_searched_in_fewer_passages_while_training(folder: Path) -> N
     assert few == [passage.id for passage in data.known.corpus if passage.id in few]  # ties stand as in the whole
     assert {passage for item in data.dev for passage in item.judged} <= set(few)
     assert len(few) < len(data.dev.corpus.passages) == 30
+    for number in (1, 20, 29, 30, 99):
+        judged = {passage for item in data.dev for passage in item.judged}
+        found = {passage.id for passage in data.dev.in_fewer(number).corpus.passages}
+        assert min(number, 30) <= len(found | judged) <= min(number, 30) + len(judged)
+        assert judged <= found
     assert "of its passages, reported on test over the whole corpus" in task.describe(data)["protocol"]
     seen: list[int] = []
 
@@ -422,7 +427,10 @@ def test_an_objective_that_learns_nothing_from_matches_is_refused(
     recipe = write_recipe(tmp_path / "places.yaml", recipe_of(folder) | {"objective": {"name": "cosent"}})
     assert cli.train([str(recipe), "--run", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
-    assert "cosent must have pairs to learn from, but the data's items are matches" in said
+    assert "cosent must have pairs to learn from, but the data's items are matches. Take another objective: " in said
+    recipe = write_recipe(tmp_path / "triples.yaml", recipe_of(folder) | {"objective": {"name": "triplet"}})
+    assert cli.train([str(recipe), "--run", str(tmp_path / "run")]) == 2
+    assert "Set data.mining.finder, which gives each pair negatives, or take another" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -20,6 +20,7 @@ from hanzoo.errors import DataError, RunError, StorageError
 from hanzoo.models.bi_encoder import BiEncoder
 from hanzoo.models.colbert import ColBERT
 from hanzoo.models.cross_encoder import CrossEncoder
+from hanzoo.models.layers import text_encoder
 from hanzoo.models.search import tokens
 from hanzoo.models.search import vectors as vector_search
 from hanzoo.models.search.bm25 import BM25Index, words
@@ -235,6 +236,8 @@ def test_max_sim_over_a_store_is_that_of_loops(
     found = store.scores(given).numpy()
     assert np.allclose(found, wanted, atol=1e-5)
     assert (wanted < -0.5).all() == bool(offset)  # all similarities negative: what was filled up with 0 would win
+    one_by_one = torch.cat([store.scores([query]) for query in given])
+    assert torch.allclose(one_by_one, torch.from_numpy(found), atol=1e-6)  # no query has tokens of its neighbour
     places = np.array([5, 0, 2])
     for query, row in zip(given, wanted, strict=True):
         assert np.allclose(store.scores_of(query, places).numpy(), row[places], atol=1e-5)
@@ -380,10 +383,34 @@ def test_faiss_finds_the_same(tmp_path: Path) -> None:
     again = model.open_index(tmp_path / "index")
     assert isinstance(again, FaissIndex)
     assert again.search(QUERIES, 2) == index.search(QUERIES, 2)
+    model.index(CORPUS[:2], tmp_path / "others")
+    for name in (META_FILE, "ids.json"):
+        kept = json.loads((tmp_path / "index" / name).read_text("utf-8"))
+        if name == META_FILE:
+            kept["texts"] = 2
+        (tmp_path / "index" / name).write_text(json.dumps(kept if name == META_FILE else kept[:2]), "utf-8")
+    with pytest.raises(RunError, match=r"vectors\.faiss: must hold 2 vectors of \d+ numbers, but holds 4 of"):
+        model.open_index(tmp_path / "index")
     with pytest.raises(RunError, match="must make an index of kind 'Flatt'"):
         model.faiss_index(CORPUS, "Flatt")
     with pytest.raises(RunError, match="must make an index of kind 'IDMap,Flat', but: "):
         model.faiss_index(CORPUS, "IDMap,Flat")
+
+
+def test_faiss_learns_from_all_of_the_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss")
+    model, seen = build(BiEncoder), []
+    encode = BiEncoder.encode
+    monkeypatch.setattr(
+        BiEncoder, "encode", lambda self, texts, **given: seen.append(list(texts)) or encode(self, texts, **given)
+    )
+    corpus = [f"{number}{text}" for number in range(5) for text in dict.fromkeys(CORPUS)]
+    FaissIndex.build(model, corpus, "SQ8", sample=20)
+    assert len(seen[0]) == 20
+    assert (seen[0][0], seen[0][-1]) == (corpus[0], corpus[-1])
+    places = [corpus.index(text) for text in seen[0]]
+    assert np.diff(places).min() >= 1
+    assert np.diff(places).max() <= 3
 
 
 @pytest.mark.parametrize(
@@ -428,13 +455,29 @@ def test_bad_input_is_one_error(queries: Any, corpus: Any, k: int, error: type[E
             build(cls).search(queries, corpus, k)
 
 
+def test_one_query_is_not_searched_by_its_characters() -> None:
+    index = build(BiEncoder).index(CORPUS)
+    with pytest.raises(TypeError, match="queries must be a list of strings, but are one string"):
+        next(index.stream("今天"))
+    assert len(next(index.stream(["今天"], 3))) == 3
+
+
 def test_fewer_texts_give_fewer_hits() -> None:
     for cls in (BiEncoder, ColBERT):
         assert [len(row) for row in build(cls).search(QUERIES, CORPUS[:2], 5)] == [2] * 4
 
 
-def test_texts_that_are_too_long_are_counted() -> None:
+def test_texts_that_are_too_long_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(BiEncoder, max_pieces=8)
+    # characters of several pieces, as Hangul where accents are taken off
+    several = SimpleNamespace(encode=lambda texts: [np.zeros(3 * len(text), dtype=np.int64) for text in texts])
+    with monkeypatch.context() as patched:
+        patched.setattr(model, "subwords", several)
+        for at_once in (1, 2, 8):
+            patched.setattr(text_encoder, "TEXTS_AT_ONCE", at_once)
+            assert model.count_longer(["很多", "很多人", "很", ""], 6, said="are cut") == {
+                "texts have more than 6 pieces: are cut": (1, 4)
+            }
     index = model.index(CORPUS)
     assert isinstance(index, VectorIndex)
     assert index.notes == ("5 of 8 texts have more than 6 pieces: the rest of each is not read",)
