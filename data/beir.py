@@ -27,6 +27,7 @@ from hanzoo.errors import DataError, nearest
 
 CORPUS, QUERIES, QRELS = "corpus.jsonl", "queries.jsonl", "qrels"
 _HEADER = ("query-id", "corpus-id", "score")
+_SCORE_DIGITS = 9
 _NOT_IN_ID = re.compile("[\t\n\r\ud800-\udfff]")  # no line of qrels or of a ranking can hold them
 
 Qrels = Mapping[str, Mapping[str, int]]  # id of a query to id of a passage to how relevant it is
@@ -226,9 +227,10 @@ def _read_qrels(
                 raise DataError(
                     f"{where}: an id must be one of {file}, but {name!r} is not. Remove the line, or add what it names."
                 )
-        if not written.strip().isdecimal():
+        if not written.strip().isdecimal() or len(written.strip()) > _SCORE_DIGITS:
             raise DataError(
-                f"{where}: the score must be a whole number from 0 (not relevant), but is {written!r}. Mend the line."
+                f"{where}: the score must be a whole number from 0 (not relevant), of {_SCORE_DIGITS} digits at most, but is "
+                f"{shorten(written)}. Mend the line."
             )
         score = int(written)
         before = judged.setdefault(query, {}).get(passage)

@@ -9,11 +9,13 @@ from typing import NamedTuple
 
 
 def is_blank(text: str) -> bool:
-    """Whether a text holds nothing to read: blanks, control and format characters (Unicode's Z* and C*) and U+FFFD alone.
+    """Whether a text holds nothing to read: blanks, control and format characters (Unicode's Z* and C*), marks (Mn: accents,
+    variation selectors) and U+FFFD alone.
 
-    Tokenizers drop them, and leave nothing of such a text.
+    Tokenizers drop them, and leave nothing of such a text; marks those that take off accents, as BERT's for Chinese.
     """
-    return all(unicodedata.category(character)[0] in "CZ" or character == "\ufffd" for character in text)
+    kinds = map(unicodedata.category, text.replace("\ufffd", ""))
+    return all(kind[0] in "CZ" or kind == "Mn" for kind in kinds)
 
 
 class Span(NamedTuple):

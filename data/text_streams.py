@@ -37,6 +37,7 @@ from typing import IO, Any, Generic, Literal, Self, TypeVar, cast
 
 from hanzoo.data.document import Entity
 from hanzoo.data.files import AtomicFile, storage_errors
+from hanzoo.data.readers import without_repeats
 from hanzoo.errors import DataError, StorageError
 
 Format = Literal["txt", "jsonl", "csv", "tsv", "parquet"]
@@ -310,7 +311,12 @@ def _jsonl_rows(stream: IO[bytes], name: str, wanted: _Wanted) -> Iterator[Row]:
         place = f"{name}:{number}"
         nothing = {wanted.names[0]: None}
         try:
-            record = json.loads(line.decode("utf-8"), parse_float=_finite, parse_constant=_no_constant)
+            record = json.loads(
+                line.decode("utf-8"),
+                parse_float=_finite,
+                parse_constant=_no_constant,
+                object_pairs_hook=without_repeats,
+            )
         except UnicodeDecodeError as error:
             yield Row(None, _not_utf8(place, "a line", line[error.start]), nothing, place)
             continue
@@ -802,8 +808,8 @@ class TSVWriter(RowWriter[F]):
         self._line([*self._columns, *additions.names])
 
     def _line(self, fields: Sequence[Any]) -> None:
-        # no field of a tsv input holds a tab or an end of line; an error may, where a file's name does
-        cells = ("" if field is None else re.sub(r"[\t\r\n]", " ", str(field)) for field in fields)
+        # no field of a tsv input holds a tab or a "\n"; an error may, where a file's name does
+        cells = ("" if field is None else re.sub(r"[\t\n]", " ", str(field)) for field in fields)
         self._file.write(("\t".join(cells) + "\n").encode("utf-8", "backslashreplace"))
 
     def _write(self, row: Row, found: F | None) -> None:

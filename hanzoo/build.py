@@ -23,7 +23,7 @@ import torch
 import hanzoo
 from hanzoo.data.batching import repeat_factors
 from hanzoo.data.catalogue import find_texts, plain_sha256
-from hanzoo.data.files import expanded, write_file
+from hanzoo.data.files import PARTIAL, expanded, write_file
 from hanzoo.data.randomness import reseed
 from hanzoo.errors import DataError, HanzooError, RecipeError, RunError
 from hanzoo.evaluation.report import learning_curve
@@ -372,8 +372,8 @@ def _finished(folder: Path) -> dict[str, Any] | None:
 
 
 def is_new(folder: Path) -> bool:
-    """Whether a run directory is absent or empty; a lock may have been left there by a process that was killed."""
-    return not folder.is_dir() or all(path.name == LOCK for path in folder.iterdir())
+    """Whether a run directory is absent or empty; a process that was killed at once may have left its lock, or half a file."""
+    return not folder.is_dir() or all(path.name == LOCK or path.suffix == PARTIAL for path in folder.iterdir())
 
 
 def check_run(folder: Path, recipe: Recipe, resume: bool) -> None:

@@ -109,7 +109,9 @@ class Recipe:
         """The same recipe with absolute paths to files and runs of one's own, so that a run finds them from any folder."""
         distillation = None if self.distillation is None else self.distillation.located()
         objective = self.objective.located() if isinstance(self.objective, TeacherSettings) else self.objective
-        return replace(self, data=self.data.located(), distillation=distillation, objective=objective)
+        return replace(
+            self, data=self.data.located(), train=self.train.located(), distillation=distillation, objective=objective
+        )
 
     @property
     def teaching(self) -> TeacherSettings | None:

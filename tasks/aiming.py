@@ -77,6 +77,14 @@ def aim(model: Matcher, objective: str, settings: Settings, data: AimedData) -> 
         )
     note_leaks(model, data, data.trained_on)
     model.objective = cls.build(settings, model, data)
+    frozen = getattr(model.config, "freeze_epochs", 0)
+    above = (
+        name for name, weight in model.named_parameters() if weight.requires_grad and not name.startswith("encoder.")
+    )
+    if frozen and not any(above):
+        raise RecipeError(
+            f"model.freeze_epochs: must be 0 where nothing but the encoder has weights to train, but is {frozen}. Set it to 0."
+        )
     if data.mined is not None:
         model.inputs = {**model.inputs, **data.mined.inputs}
     if not isinstance(settings, TeacherSettings):

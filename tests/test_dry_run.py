@@ -112,6 +112,9 @@ def test_what_training_would_refuse_is_refused(recipe: str, tmp_path: Path, caps
         tried()
     with pytest.raises(RunError, match="holds a single run"):
         tried(seeds=[1, 2])
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / ".recipe.yaml.123.partial").touch()  # all that a process left that was killed at once
+    assert tried(run=tmp_path / "killed")
     (tmp_path / "run").rename(tmp_path / "seed-2")
     with pytest.raises(RunError, match="seed-2: the run directory must be new"):
         tried(run=tmp_path, seeds=[1, 2])

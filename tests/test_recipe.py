@@ -403,3 +403,12 @@ def test_included_rows_count_and_a_file_that_needs_the_command_line_suggests_not
     wrong = write(tmp_path, "include: base.yaml\ntrain: {batch_size: 0}\n", "wrong.yaml")
     assert load_recipe(wrong, ["train.batch_size=16"]).suggested_rates() is None
     assert check_recipe(MINIMAL, name="mine", place="mine.yaml").suggested_rates(2) is None
+
+
+def test_what_a_run_goes_on_from_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/wang")
+    for given, located in (("runs/old", str(tmp_path / "runs" / "old")), ("~/old", "/home/wang/old")):
+        recipe = check_recipe(MINIMAL | {"train": {"start_from": given}}, name="mine", place="mine.yaml")
+        assert recipe.located().train.start_from == located
+        assert recipe.located().located().to_dict() == recipe.located().to_dict()

@@ -144,7 +144,7 @@ def _take_lock(folder: Path) -> int:
 
 
 def write_state(folder: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-    """Write a state folder: tensors.safetensors, state.json, MANIFEST.json; then drop all but the newest STATES_KEPT.
+    """Write a state folder: tensors.safetensors, state.json, MANIFEST.json; then drop later ones, and all but STATES_KEPT.
 
     Args:
         folder: `state/<step>` with the step in eight digits.
@@ -161,7 +161,12 @@ def write_state(folder: Path, tensors: Mapping[str, Tensor], values: Mapping[str
         (target / MANIFEST).write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
 
     write_folder(folder, write)
-    for surplus in state_folders(folder.parent)[STATES_KEPT:]:
+    # a later one is damaged, or counts the steps of another number of ranks: the training went on from before it
+    later: list[Path] = []
+    known: list[Path] = []
+    for path in state_folders(folder.parent):
+        (later if int(path.name) > int(folder.name) else known).append(path)
+    for surplus in (*later, *known[STATES_KEPT:]):
         shutil.rmtree(surplus, ignore_errors=True)
 
 

@@ -24,7 +24,7 @@ import signal
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hanzoo.data.batching import plan_epoch
-from hanzoo.data.files import storage_errors
+from hanzoo.data.files import expanded, storage_errors
 from hanzoo.data.randomness import generator, reseed
 from hanzoo.errors import RunError
 from hanzoo.models.layers.gathering import standing_in
@@ -96,6 +96,12 @@ class TrainSettings(Settings):
     optimizer: OptimizerSettings = OptimizerSettings()
     tricks: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
 
+    def located(self) -> Self:
+        """The same with an absolute path to what it goes on from."""
+        if self.start_from is None:
+            return self
+        return self.model_copy(update={"start_from": str(expanded(self.start_from).absolute())})
+
     @model_validator(mode="after")
     def _nothing_comes_too_late(self) -> Self:
         if self.optimizer.sgd_from_epoch is not None and self.optimizer.sgd_from_epoch > self.epochs:
@@ -135,6 +141,7 @@ class Progress:
         waited: evaluations since.
         dev_figures: the selecting metric of every evaluation, which the schedule may look at.
         nonfinite: steps that were left out because the gradient was not finite.
+        nonfinite_in_a_row: since the last one that was not.
         seconds: spent in training and evaluation, over all starts.
         training_seconds: spent in steps alone, all but the first, which compiles;
         trained_items: items trained in them.
@@ -150,6 +157,7 @@ class Progress:
     waited: int = 0
     dev_figures: list[float] = field(default_factory=list)
     nonfinite: int = 0
+    nonfinite_in_a_row: int = 0
     seconds: float = 0.0
     training_seconds: float = 0.0
     trained_items: int = 0
@@ -165,7 +173,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-MAX_NONFINITE = 20  # steps in all: more means that the training has diverged
+# steps one after the other: more means that the training has diverged; now and then one is how float16's scale is found
+MAX_NONFINITE = 20
 
 NOTHING = nullcontext()
 
@@ -353,6 +362,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         if math.isfinite(norm):
+            self.progress.nonfinite_in_a_row = 0
             self.scaler.step(self.optimizer)
             for trick in self.tricks:
                 trick.after_step(self.model)
@@ -502,8 +512,9 @@ class Trainer:
 
     def _count_nonfinite(self) -> None:
         self.progress.nonfinite += 1
+        self.progress.nonfinite_in_a_row += 1
         self.reporter.say(f"step {self.progress.step}: the gradient is not finite; the step is left out")
-        if self.progress.nonfinite > MAX_NONFINITE:
+        if self.progress.nonfinite_in_a_row > MAX_NONFINITE:
             raise self._diverged("the gradient must be finite")
 
     def _diverged(self, what: str) -> RunError:
@@ -563,7 +574,8 @@ class Trainer:
             raise self._diverged("the weights must be finite" if not finite else "a step must change the weights")
         figures = dict(self.evaluate(self.model))
         value = float(figures[self.metric])
-        better = self.progress.best is None or value > self.progress.best
+        best = self.progress.best
+        better = best is None or value > best or (math.isnan(best) and not math.isnan(value))
         self.progress.dev_figures.append(value)
         self._record({"step": self.progress.step, "epoch": epoch, "dev": figures, "best": better})
         shown = " ".join(f"{name} {figure:.4f}" for name, figure in figures.items() if isinstance(figure, float))
@@ -657,6 +669,7 @@ class Trainer:
             self.optimizer.state[parameters[parameter]][slot] = tensor.to(self.device)
         self.progress.metrics_bytes = on_first(lambda: self._cut_metrics(self.progress.metrics_bytes))
         self.reporter.say(f"going on from step {self.progress.step} of {self.num_steps}")
+        self._save()  # where steps are counted otherwise from here on: a later state of the old count would be taken for newer
 
     def _cut_metrics(self, length: int) -> int:
         """Cut metrics.jsonl back to `length` bytes, whole lines only: a power cut may have taken the end of the file."""
@@ -688,7 +701,8 @@ class Trainer:
             if self._signal:  # asked twice: the person means it
                 raise KeyboardInterrupt
             self._signal = number
-            self.reporter.say("finishing the step and saving (once more: stop at once)")
+            with suppress(RuntimeError):  # it came while something was being said: nothing can be said now
+                self.reporter.say("finishing the step and saving (once more: stop at once)")
 
         try:
             before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}

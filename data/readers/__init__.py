@@ -154,7 +154,8 @@ def read_whole_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise DataError(f"{path}: the file must hold at least one line, but is empty. Check the path.")
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object (`json.loads`' object_pairs_hook). Raises ValueError where a key stands twice."""
     made = dict(pairs)
     if len(made) != len(pairs):
         repeated = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
@@ -169,7 +170,7 @@ def parse_object(line: str, where: str) -> dict[str, Any]:
         DataError: it is none, or a key stands twice in one object (the first would be lost without a word).
     """
     try:
-        record = json.loads(line, object_pairs_hook=_without_repeats)
+        record = json.loads(line, object_pairs_hook=without_repeats)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: a line must be one JSON object, but it is not: {error}. Mend the line.") from error
     if not isinstance(record, dict):

@@ -4,8 +4,9 @@ Source: Wu et al. 2022 (ESimCSE), section 3.3: a queue of 2.5 batches, of an enc
 dropout. Wang et al. 2020 (Cross-Batch Memory), section 3.2: no second encoder, since features drift slowly once training has
 settled: their memory begins after some steps, and may be as large as the training set.
 Differs: what is kept of an item is what stands as a candidate: of a pair or a triple the second text, of a single text the text as
-it is, without repetition. It is kept after the step, from its clean pass, of all ranks in one order: each has the same. Texts of
-the present batch are no negatives of themselves, for memories wrap into the next epoch. See `memory_queue.py`, `momentum.py`.
+it is, without repetition. It is kept after the step, from its first pass (the clean one; with FreeLB, or PGD from a random start,
+the input is moved a little already), of all ranks in one order: each has the same. Texts of the present batch are no negatives of
+themselves, for memories wrap into the next epoch. See `memory_queue.py`, `momentum.py`.
 Cost: (rows, capacity); of the momentum encoder the weights once more, and a pass without gradients.
 """
 
@@ -64,7 +65,7 @@ class PastVectors(nn.Module, ABC):
     def __init__(self, capacity: int, width: int) -> None:
         super().__init__()
         self.queue = MemoryQueue(capacity, width)
-        self._seen: Any = None  # of the first pass since the last step, which is the clean one
+        self._seen: Any = None  # of the first pass since the last step
         self._ids = torch.empty(0)
 
     @classmethod
@@ -98,7 +99,7 @@ class PastVectors(nn.Module, ABC):
         return cosine_similarities(anchors, self.queue.vectors), kept
 
     def see(self, compared: Comparison, batch: Any, shared: SharedBatch) -> None:
-        """Called in each pass over a batch: the first one of a step is the clean one."""
+        """Called in each pass over a batch: the first one of a step is kept."""
         if self._seen is None:
             view = min(1, batch.keys.shape[1] - 1)
             self._seen = self._from(compared, batch, view, shared)

@@ -108,6 +108,7 @@ def test_files_may_be_gzipped(tmp_path: Path) -> None:
         ({"test": "q0\td0\t1\n"}, r"test\.tsv:1: the first line must be the header query-id, corpus-id, score"),
         ({"test": HEADER + "q0\td0\n"}, r"test\.tsv:2: a line must hold 3 fields .* but holds 2"),
         ({"test": HEADER + "q0\td0\t-1\n"}, r"test\.tsv:2: the score must be a whole number from 0"),
+        ({"test": HEADER + f"q0\td0\t{'9' * 5000}\n"}, r"test\.tsv:2: .* of 9 digits at most, but is .9999"),
         ({"test": HEADER + "q0\td0\t1\nq0\td0\t2\n"}, r":3: a passage must be judged once, but 'd0' is 1 and 2"),
         ({"test": HEADER}, r"test\.tsv: must hold at least one judgement"),
         ({"test": None, "train": None}, r"qrels: must hold SPLIT\.tsv, but holds none"),

@@ -129,6 +129,7 @@ def test_json_keeps_its_other_keys_and_lone_surrogates(tmp_path: Path) -> None:
         (b'{"id": 5}', "must have the key 'text', but its keys are 'id'"),
         (b'{"text": "a", "x": NaN}', "NaN is not JSON"),
         (b'{"text": "a", "x": 1e999}', "1e999 is out of range"),
+        (b'{"text": "a", "text": "b"}', "the key 'text' stands twice in one object"),
         (b'{"text": "\xff"}', "must be UTF-8, but holds the byte 0xff"),
         (b"[" * 200_000, "must be one JSON object"),
         (b'{"text": "a", "x": ' + b"1" * 5000 + b"}", "must be one JSON object"),

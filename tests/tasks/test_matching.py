@@ -367,6 +367,15 @@ def test_what_cannot_teach_is_refused_before_anything_is_written(
     assert said in refused(tmp_path, recipe, capsys)
 
 
+def test_a_frozen_encoder_must_have_something_above_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = sections(tmp_path)
+    said = refused(tmp_path, recipe, capsys, "model.freeze_epochs=1")
+    assert "model.freeze_epochs: must be 0 where nothing but the encoder has weights to train, but is 1" in said
+    recipe = sections(tmp_path, objective={"name": "softmax"})
+    path = write_recipe(tmp_path / "head.yaml", recipe)
+    assert cli.train([str(path), "--run", str(tmp_path / "run"), "model.freeze_epochs=1"]) == 0
+
+
 def test_repeated_pieces_stand_in_for_dropout(tmp_path: Path) -> None:
     recipe = sections(tmp_path, objective={"name": "info_nce", "repetition": 0.3}, epochs=1)
     recipe["data"]["items"] = "texts"

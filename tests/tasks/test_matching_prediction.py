@@ -80,6 +80,13 @@ def test_a_table_stays_one_or_becomes_lines(run: Path, tmp_path: Path, capfd: py
     assert capfd.readouterr().out == ""
 
 
+def test_a_carriage_return_within_a_field_stays(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.tsv"
+    path.write_bytes("first\tsecond\tnote\n今天\t下雨\ta\rb\n".encode())
+    assert cli.predict([str(run), str(path), "--output", str(tmp_path / "scored.tsv")]) == 0
+    assert b"\ta\rb\t" in (tmp_path / "scored.tsv").read_bytes()
+
+
 def test_csv_json_lines_and_parquet(run: Path, tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hanzoo.models.bilstm_crf import BiLSTMCRF
+from hanzoo.models.layers import encoder
 from hanzoo.models.model import AttackPoint
 from hanzoo.training.attack import Perturbation
 from hanzoo.training.trick import Loss, build_tricks, trick_class
@@ -241,3 +242,20 @@ def test_points_that_no_pass_reaches_are_an_error() -> None:
         losses = model.losses(model(batch), batch)["square"]
     with pytest.raises(RuntimeError, match="not reached by the forward pass: other"):
         inputs.squared_gradients(losses)
+
+
+@pytest.mark.usefixtures("encoders")
+def test_rows_that_are_read_again_come_out_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where attention has fused kernels, as for long rows and on a GPU: they must stay off when rows are read once more."""
+    monkeypatch.setattr(encoder, "SHORT_ROW", 0)
+
+    def gradients(strength: float, rows_at_once: int | None) -> Tensor:
+        model = tiny.build("bi_encoder", {"encoder": "tiny-bert", "rows_at_once": rows_at_once, "encoder_dropout": 0.0})
+        tricks = {"gradient_penalty": {"strength": strength}}
+        folder = tmp_path / f"{strength} {rows_at_once}"
+        tiny.trainer(model, folder, tricks=tricks, items=tiny.PAIRS, batch_size=len(tiny.PAIRS)).fit()
+        return torch.cat([gradient.flatten() for gradient in tiny.gradients(model).values()])
+
+    whole, parts, without = gradients(STRENGTH, None), gradients(STRENGTH, 2), gradients(0.0, 2)
+    assert (parts - whole).norm() < 1e-5 * whole.norm()
+    assert (without - whole).norm() > 1e-2 * whole.norm()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hanzoo.errors import RunError
 from hanzoo.models.bilstm_crf import BiLSTMCRF
 from hanzoo.training.trick import Loss, trick_class
 from tests import tiny
@@ -124,3 +125,13 @@ def test_units_are_those_of_the_batch(tmp_path: Path) -> None:
     batch = model.collate(features)
     loss = model.losses(model.eval()(batch), batch)["square"].mean().item()
     assert loss / 4 < record["loss"] < loss * 4  # dropout apart: a sum over both passes or the batch would be far off
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_two_passes_that_never_differ_stop_the_training(dropout: float, tmp_path: Path) -> None:
+    trainer = tiny.trainer(tiny.toy(dropout=dropout), tmp_path, tricks={"r_drop": {}}, epochs=20, log_every=7)
+    if dropout:
+        assert trainer.fit().step == 60
+        return
+    with pytest.raises(RunError, match=r"r_drop: .* must differ, but in the first 51 steps they were the same"):
+        trainer.fit()

@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hanzoo.errors import RunError
 from hanzoo.models.model import Model
 from hanzoo.training.checkpoint import tensors_sha256
 from tests import tiny
@@ -87,3 +88,9 @@ def test_what_is_kept_is_the_average(tmp_path: Path) -> None:
     kept = tensors_sha256(load_file(tmp_path / "model" / "hanzoo.safetensors"))
     assert kept == tensors_sha256(evaluated[-1])
     assert kept != tensors_sha256(steps[-1])
+
+
+@pytest.mark.parametrize(("settings", "epochs"), [({}, 1), ({}, 3), ({"start": 0.9, "every": 9}, 4)])
+def test_an_average_of_one_is_refused(settings: dict[str, Any], epochs: int, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="must average the weights of 2 steps or more, but start and every choose 1"):
+        tiny.trainer(tiny.toy(), tmp_path, tricks={"swa": settings}, epochs=epochs).fit()

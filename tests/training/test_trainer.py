@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from hanzoo.data.batching import plan_epoch
@@ -22,7 +24,7 @@ from hanzoo.models.layers.crf import CRF
 from hanzoo.models.layers.embedding import VocabularyEmbedding
 from hanzoo.models.model import Matcher, Model
 from hanzoo.models.objectives.cosent import CoSENT
-from hanzoo.training.checkpoint import tensors_sha256
+from hanzoo.training.checkpoint import tensors_sha256, write_state
 from hanzoo.training.optimizers import OptimizerSettings, build_optimizer
 from hanzoo.training.trainer import MAX_NONFINITE, Interrupted, Trainer
 from tests import tiny
@@ -312,6 +314,41 @@ def test_a_training_that_diverges_stops(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"diverged.*learning_rate"):
         tiny.trainer(model, tmp_path, epochs=20).fit()
     assert len(model.seen) == 1 + MAX_NONFINITE + 1
+
+
+def test_steps_that_are_not_finite_now_and_then_stop_nothing(tmp_path: Path) -> None:
+    """As where float16's scale is raised, every 2,000 steps by default, until a gradient overflows."""
+    model = tiny.toy()
+    model.loss_factors = dict.fromkeys(range(1, 99, 2), math.inf)
+    progress = tiny.trainer(model, tmp_path, epochs=20).fit()
+    assert progress.step == 60
+    assert progress.nonfinite == 30 > MAX_NONFINITE
+
+
+def test_a_figure_that_is_no_number_is_worse_than_any(tmp_path: Path) -> None:
+    figures = iter([math.nan, 0.5, math.nan, 0.9, 0.7])
+    progress = tiny.trainer(tiny.toy(), tmp_path, epochs=5, evaluate=lambda model: {"f1": next(figures)}).fit()
+    assert (progress.best, progress.best_epoch) == (0.9, 4)
+
+
+def test_going_on_where_steps_are_counted_otherwise(tmp_path: Path) -> None:
+    """More ranks have fewer steps: what is saved from then on has lower numbers than what was saved before."""
+    tiny.trainer(tiny.toy(), tmp_path, epochs=4).fit()
+    state = tmp_path / "state"
+    assert sorted(path.name for path in state.iterdir()) == ["00000009", "00000012"]
+    for path, step in ((state / "00000009", 16), (state / "00000012", 18)):  # as if of a run of fewer ranks
+        values = json.loads((path / "state.json").read_text("utf-8"))
+        values |= {"ranks": 7, "num_steps": 24, "progress": values["progress"] | {"step": step}}
+        del values["format"]
+        tensors = load_file(path / "tensors.safetensors")
+        shutil.rmtree(path)
+        write_state(state / f"{step:08d}", tensors, values)
+    going_on = tiny.trainer(tiny.toy(), tmp_path, epochs=4, resume=True)
+    assert going_on.progress.step == 9  # 18 of 24
+    assert [path.name for path in state.iterdir()] == ["00000009"]
+    going_on.fit()
+    assert sorted(path.name for path in state.iterdir()) == ["00000009", "00000012"]
+    assert tiny.trainer(tiny.toy(), tmp_path, epochs=4, resume=True).progress.step == 12
 
 
 def test_an_epoch_in_which_nothing_moved_is_not_judged(tmp_path: Path) -> None:

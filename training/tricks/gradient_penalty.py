@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hanzoo.models.model import Model, Settings
 from hanzoo.training.attack import Perturbation
-from hanzoo.training.trick import Loss, LossFunction, Trick
+from hanzoo.training.trick import Backward, Loss, LossFunction, Trick, Window
 
 _SAME = "both work against the gradient at the same input"
 
@@ -54,8 +54,7 @@ class GradientPenalty(Trick):
         def penalised(batch: Any) -> Loss:
             # zeros that are added to the embeddings: there is a gradient also where the table is frozen
             inputs = Perturbation(model.attack_points(batch))
-            # neither cuDNN's LSTM nor the fused kernels of attention have second derivatives
-            with inputs, torch.backends.cudnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
+            with inputs:
                 found = loss(batch)
             values = dict(found.weighted())
             for part, hard in found.gold().items():
@@ -68,3 +67,12 @@ class GradientPenalty(Trick):
             return Loss(values, found.output, hard=found.gold())
 
         return penalised
+
+    def wrap_backward(self, backward: Backward, model: Model) -> Backward:
+        def without_fused_kernels(window: Window) -> None:
+            # neither cuDNN's LSTM nor the fused kernels of attention have second derivatives; in the backward pass, too, where
+            # parts of the forward pass are computed once more (`model.rows_at_once`) and must come out as they were
+            with torch.backends.cudnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
+                backward(window)
+
+        return without_fused_kernels

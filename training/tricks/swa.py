@@ -19,6 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from hanzoo.errors import RunError
 from hanzoo.models.model import Model, Settings
 from hanzoo.training.trick import Trick
 
@@ -49,20 +50,35 @@ class SWA(Trick):
         self._epoch_ends: frozenset[int] = frozenset()
         self._first = 0
         self._done = 0
+        self._num_planned = 0
 
     def plan(self, epoch_starts: Sequence[int]) -> None:
         self._epoch_ends = frozenset(epoch_starts[1:])
         self._first = max(1, math.ceil(self.settings.start * epoch_starts[-1]))
+        self._num_planned = sum(map(self._averages, range(1, epoch_starts[-1] + 1)))
+
+    def _averages(self, done: int) -> bool:
+        """Whether the weights after so many steps are averaged."""
+        if done < self._first:
+            return False
+        every = self.settings.every
+        return (done - self._first) % every == 0 if every else done in self._epoch_ends
+
+    def notes(self) -> list[str]:
+        if self._num_planned < 2:
+            raise RunError(
+                "train.tricks.swa: must average the weights of 2 steps or more, but start and every choose "
+                f"{self._num_planned}: the model would be the same without. Lower train.tricks.swa.start, set "
+                "train.tricks.swa.every, or train more epochs."
+            )
+        return []
 
     def before_step(self, model: Model, step: int) -> None:
         self._done = step + 1
 
     @torch.no_grad()
     def after_step(self, model: Model) -> None:
-        if self._done < self._first:
-            return
-        every = self.settings.every
-        if (self._done - self._first) % every if every else self._done not in self._epoch_ends:
+        if not self._averages(self._done):
             return
         self.count += 1
         parameters = dict(model.named_parameters())
