@@ -255,15 +255,19 @@ def sphere_figures(model: Matcher, pairs: Sequence[Pair], highest: float) -> dic
     """
     if not isinstance(model, BiEncoder):
         return {}
-    found = {}
-    matching = [pair for pair in pairs if pair.label == highest]
-    if matching:
-        one, other = (model.encode(list(side)) for side in zip(*map(texts_of, matching), strict=True))
-        found["alignment"] = alignment(one, other)
+    matching = [texts_of(pair) for pair in pairs if pair.label == highest]
     distinct = list(dict.fromkeys(text for pair in pairs for text in texts_of(pair)))
-    if len(distinct) > 1:
-        evenly = np.linspace(0, len(distinct) - 1, min(SPHERE_TEXTS, len(distinct))).astype(np.int64)
-        found["uniformity"] = uniformity(model.encode([distinct[place] for place in evenly]))
+    evenly = np.linspace(0, len(distinct) - 1, min(SPHERE_TEXTS, len(distinct))).astype(np.int64)
+    sample = [distinct[place] for place in evenly]
+    wanted = list(dict.fromkeys([*sample, *(text for pair in matching for text in pair)]))
+    vectors = model.encode(wanted)  # each text once
+    places = {text: place for place, text in enumerate(wanted)}
+    found = {}
+    if matching:
+        one, other = (vectors[[places[text] for text in side]] for side in zip(*matching, strict=True))
+        found["alignment"] = alignment(one, other)
+    if len(sample) > 1:
+        found["uniformity"] = uniformity(vectors[: len(sample)])
     return found
 
 

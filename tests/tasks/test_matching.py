@@ -151,8 +151,8 @@ def test_it_is_trained_loaded_evaluated_and_recorded(
     assert recorded["metrics"]["spearman"] == [results["splits"]["test"]["spearman"]]
     assert recorded["split"] == "test"
     gold = pairs(24, 700)
-    both = [[matcher.encode([pair[side] for pair in gold if pair[2] == 1]) for side in (0, 1)]]
-    assert recorded["vectors"]["alignment"] == pytest.approx([alignment(*both[0])], abs=1e-6)
+    both = [matcher.encode([pair[side] for pair in gold if pair[2] == 1]) for side in (0, 1)]
+    assert recorded["vectors"]["alignment"] == pytest.approx([alignment(*both)], abs=1e-6)
     every = list(dict.fromkeys(text for pair in gold for text in pair[:2]))
     assert recorded["vectors"]["uniformity"] == pytest.approx([uniformity(matcher.encode(every))], abs=1e-6)
     table = full_table(read_results(tmp_path))
