@@ -332,7 +332,8 @@ def bootstrap_difference(
     Args:
         gold: (num_pairs,) finite labels.
         first, second: (num_models, num_pairs) finite scores of the models of each side, one a training seed.
-        figure: from labels and scores to a number: `spearman`, `pearson`, `auc`.
+        figure: from labels and scores to a number, of any draw of pairs: `spearman`, `pearson`. Not `auc` where a class is rare:
+            a draw may lack it, and has no AUC then.
         seed: key of the draws (>= 0); the same seed and input give the same interval.
         rounds: how many times the pairs are drawn with replacement, the same ones for all models of both sides.
 

@@ -624,20 +624,20 @@ def evaluate_run(
     elif file is not None and not task.takes_file(str(file)):
         task = task_for_file(model_class(recipe.model_name), str(file))
     require_options(task, "evaluate", options, folder)
+    settings = recipe.data if isinstance(recipe.data, task.data_settings) else None
     data: Data | None = None
     if file is not None:
         try:
             data = load_data(recipe) if task is recipe.task else None
         except DataError:
             say(f"{folder}: its data is not there, so nothing is said of what stands in train")
-        own = recipe.data if isinstance(recipe.data, task.data_settings) else None
-        name, items = str(file), task.read_labelled(file, format, own)
+        name, items = str(file), task.read_labelled(file, format, settings)
     else:
         data = load_data(recipe)
         name = split or ("test" if data.test else "dev")
         items = data.split(name)
     results = [read_json(each / "results.json") for each in seeds if (each / "results.json").is_file()]
-    subject = Subject(folder, name, items, data, file is None, data_of is not None, results)
+    subject = Subject(folder, name, items, data, settings, file is None, data_of is not None, results)
     if against:
         require_kind(task, folder, against)
         task.require_same(subject, against.subject)

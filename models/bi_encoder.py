@@ -127,9 +127,11 @@ class BiEncoder(TextMatcher):
         sides = both_sides(pairs)
         texts = list(dict.fromkeys(text for side in sides for text in side))
         places = {text: number for number, text in enumerate(texts)}
-        vectors = self.encode(texts).astype(np.float64)
+        # brought to length 1 here: one that float32 rounded has not quite this length, and equal texts would not have 1
+        vectors = self.encode(texts, normalised=False).astype(np.float64)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
         first, second = (vectors[[places[text] for text in side]] for side in sides)
-        cosines: NDArray[np.float64] = (first * second).sum(1)
+        cosines: NDArray[np.float64] = (first * second).sum(1).clip(-1.0, 1.0)
         return cosines
 
     def index(self, corpus: Corpus, folder: str | Path | None = None) -> VectorIndex:

@@ -448,9 +448,7 @@ class Matching(Task):
 
     def read_labelled(self, path: Path, format: str | None, settings: MatchingDataSettings | None) -> Sequence[Pair]:
         """Pairs as the run's own files have them: of its scale, and with its columns."""
-        pairs, report = (
-            read_pairs(path) if settings is None else read_pairs(path, _scale(settings), columns=settings.columns)
-        )
+        pairs, report = read_pairs(path, _scale(settings), columns=None if settings is None else settings.columns)
         if report.unlabelled:
             raise DataError(f"{path}: a pair must have a label to be judged by, but has none. Score it by predict.py.")
         return pairs
@@ -532,7 +530,8 @@ class Matching(Task):
 
     def report(self, subject: Subject, models: Iterable[Matcher], options: Mapping[str, Any]) -> MatchingReport:
         gold = labels_of(subject.items)
-        two_classes = set(gold) <= {0.0, 1.0}
+        scale = _scale(subject.settings)
+        two_classes = scale.is_binary
         scores, figures, thresholds = [], [], []
         said: dict[str, None] = {}
         for model in models:
@@ -547,9 +546,8 @@ class Matching(Task):
             said.update(dict.fromkeys(model.cut_notes(subject.items)))
             found = scores_of(model, subject.items)
             scores.append(found)
-            highest = subject.data.scale.high if subject.data is not None else float(gold.max())
             figures.append(
-                self._figures(model, gold, found, two_classes) | sphere_figures(model, subject.items, highest)
+                self._figures(model, gold, found, two_classes) | sphere_figures(model, subject.items, scale.high)
             )
             thresholds.append(model.threshold if two_classes else None)
         return MatchingReport(
@@ -574,7 +572,7 @@ class Matching(Task):
             pairs = report.subject.items
             which = ", first seed" if len(report.scores) > 1 else ""
             for block in worst_pairs(
-                pairs, report.scores[0], report.thresholds[0], set(labels_of(pairs)) <= {0.0, 1.0}
+                pairs, report.scores[0], report.thresholds[0], _scale(report.subject.settings).is_binary
             ):
                 yield f"{report.subject.run}, {report.subject.place}{which}: {block}"
 
@@ -599,8 +597,10 @@ def _reliability(model: Matcher, scores: NDArray[np.float64], matches: NDArray[n
     return {"ece": expected_calibration_error(probabilities, matches), "brier": brier(probabilities, matches)}
 
 
-def _scale(settings: MatchingDataSettings) -> Scale:
-    """What the labels mean of the pairs that a recipe names."""
+def _scale(settings: MatchingDataSettings | None) -> Scale:
+    """What the labels mean of the pairs that a recipe names; of a file that comes without one, two classes."""
+    if settings is None:
+        return own_scale(None)
     scale = None if settings.name is None else MATCHING_SETS[settings.name].scale
     return scale or own_scale(settings.scale)
 

@@ -108,6 +108,8 @@ class Subject:
         items: with their gold.
         data: the run's data, or the other data that was asked for; None where a file is evaluated and the run's data is not there
             any more.
+        settings: the section `data` that says how the items are to be read, of the run or of the other data; None where a file is
+            evaluated that another task than the run's takes.
         from_data: whether the items are a split of `data`, and not a file's.
         elsewhere: whether `data` is not the run's own.
         results: a seed: what training left in results.json.
@@ -117,6 +119,7 @@ class Subject:
     split: str
     items: Sequence[Any]
     data: Any
+    settings: Any
     from_data: bool
     elsewhere: bool
     results: Sequence[Mapping[str, Any]]

@@ -3,8 +3,9 @@
 Source: Zhang et al. 2022 (ArcCSE, ACL), sections 3.2 (ArcCon: margin 10 degrees, temperature 0.05) and 3.3 (triplets of nested
 masks: of two versions the one whose masked spans contain the other's must be the less similar; margin 0, weight 0.1).
 Differs: no code of the authors is public; the constants are those of a re-implementation, which reads masked versions without
-dropout, where all views are read alike here. The masked spans are one, and a part of it. Beyond 180 degrees the cosine would
-rise again: there the positive's logit goes on falling evenly (ArcFace's way out, Deng et al. 2019).
+dropout, where all views are read alike here. The masked spans are one, and a part of it. A text that is too short for a triplet
+counts as one of loss 0 in the mean over all texts. Beyond 180 degrees the cosine would rise again: there the positive's logit goes
+on falling evenly (ArcFace's way out, Deng et al. 2019).
 Cost: (rows, candidates), and three texts a triplet.
 """
 
@@ -33,22 +34,24 @@ from hanzoo.models.layers.similarity import (
 from hanzoo.models.model import Comparison, Matcher, Objective, Settings
 
 _LEAST_SQUARED_SINE = 2e-6  # the gradient of the sine grows without bound where two vectors are one
+_MARGIN_BOUND = 130.0  # degrees; from 133.6 on, where cos m + m sin m = 1, the logit would rise at the seam
 
 
 class ArcCSESettings(Settings):
     """Fields of the recipe's `objective` section.
 
     Attributes:
-        margin: degrees, added to the angle of the positive.
+        margin: degrees, below 130, added to the angle of the positive.
         temperature: that cosines are divided by.
-        triplet_weight: factor of the triplets' losses; 0 = none are made.
+        triplet_weight: factor of the triplets' losses; 0 = none are made. Where a share of the texts is too short for one it
+            weighs that much less.
         triplet_margin: by which the less masked version must be more similar, in cosine.
         less_masked: share of a text's pieces in the shorter span,
         more_masked: and in the longer one.
         least_pieces: of a text of which a triplet is made.
     """
 
-    margin: float = Field(default=10.0, ge=0.0, lt=180.0)
+    margin: float = Field(default=10.0, ge=0.0, lt=_MARGIN_BOUND)
     temperature: float = Field(default=0.05, gt=0.0)
     triplet_weight: float = Field(default=0.1, ge=0.0)
     triplet_margin: float = 0.0
@@ -58,10 +61,10 @@ class ArcCSESettings(Settings):
 
 
 class ArcCSE(Objective):
-    """The units of "arccon" are rows, those of "triplet" triplets.
+    """The units of "arccon" are rows; those of "triplet" too, of which one whose text is too short for a triplet is 0.
 
     Args:
-        margin: added to the angle of the positive, in radians, in [0, pi).
+        margin: added to the angle of the positive, in radians, from 0 to below 130 degrees.
         temperature: that cosines are divided by, above 0.
         triplet_weight: factor of the triplets' losses.
         triplet_margin: by which the less masked version must be more similar, in cosine.
@@ -72,6 +75,9 @@ class ArcCSE(Objective):
 
     Settings: ClassVar[type[ArcCSESettings]] = ArcCSESettings
     decomposes: ClassVar[bool] = False
+    refuses: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("focal", "poly"), "a triplet's loss is no probability's, and would be all but turned off"
+    )
     learns_from: ClassVar[tuple[ItemKind, ...]] = ("texts",)
     least_items: ClassVar[int] = 2
 
@@ -86,8 +92,10 @@ class ArcCSE(Objective):
         least_pieces: int = 10,
     ) -> None:
         super().__init__()
-        if not 0 <= margin < math.pi:
-            raise ValueError(f"arccse: margin must lie in [0, pi) radians, but is {margin}.")
+        if not 0 <= margin < math.radians(_MARGIN_BOUND):
+            raise ValueError(
+                f"arccse: margin must lie in [0, {math.radians(_MARGIN_BOUND):.3f}) radians, but is {margin}."
+            )
         if not temperature > 0:
             raise ValueError(f"arccse: temperature must be above 0, but is {temperature}.")
         self.margin = margin
@@ -213,7 +221,7 @@ class ArcCSE(Objective):
         """Half the sum of both Kullback-Leibler divergences of two passes' distributions over a row's candidates.
 
         The distributions are those without the margin, which is of the loss and not of the model. A triplet's is the mean
-        squared difference of its cosines.
+        squared difference of its cosines, with their weight.
 
         Args:
             first: (rows, candidates) float, cosines of one pass, its texts with its other views.
@@ -232,7 +240,8 @@ class ArcCSE(Objective):
         values = {"arccon": candidate_divergence(one, other)}
         if first_triplets is not None and second_triplets is not None:
             one, other = torch.stack(first_triplets), torch.stack(second_triplets)
-            values["triplet"] = (at_least_float32(one) - at_least_float32(other)).square().mean(0)
+            distance = (at_least_float32(one) - at_least_float32(other)).square().mean(0)
+            values["triplet"] = self.triplet_weight * distance
         return values
 
 

@@ -49,6 +49,9 @@ class Distillation(Objective):
 
     Settings: ClassVar[type[DistillationSettings]] = DistillationSettings
     decomposes: ClassVar[bool] = True
+    refuses: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("focal", "poly"), "a teacher's distribution has no one probability"
+    )
     learns_from: ClassVar[tuple[ItemKind, ...]] = ("triples",)
 
     def __init__(self, temperature: float = 1.0, teacher_temperature: float | None = None) -> None:

@@ -304,19 +304,23 @@ def pair_number(anchors: Tensor, others: Tensor) -> Tensor:
 
 
 def known_matches(items: Iterable[Any]) -> Tensor | None:
-    """The pair numbers of anchors that have several positives with each of these, rising; None where no anchor has.
+    """The pair numbers of anchors that match several texts with each of these, rising; None where no anchor does.
 
-    A row whose anchor has one positive needs none of them: that text is known by being equal to the row's own.
+    A text matches what it stands with, on whichever side. An anchor that matches one text alone needs no number: that text is
+    known by being equal to the row's own.
 
     Args:
         items: pairs and triples that are trained on, whose first two texts match; others are passed over.
     """
-    positives: dict[str, set[str]] = {}
+    matching: dict[str, set[str]] = {}
+    anchors_met: set[str] = set()
     for item in items:
         texts = () if isinstance(item, Document) else texts_of(item)
         if len(texts) > 1:
-            positives.setdefault(texts[0], set()).add(texts[1])
-    pairs = [(anchor, text) for anchor, known in positives.items() if len(known) > 1 for text in known]
+            anchors_met.add(texts[0])
+            matching.setdefault(texts[0], set()).add(texts[1])
+            matching.setdefault(texts[1], set()).add(texts[0])
+    pairs = [(text, other) for text in anchors_met if len(matching[text]) > 1 for other in matching[text]]
     if not pairs:
         return None
     anchors, others = (torch.tensor([text_number(pair[side]) for pair in pairs]) for side in (0, 1))

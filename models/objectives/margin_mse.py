@@ -45,6 +45,7 @@ class MarginMSE(Objective):
 
     Settings: ClassVar[type[MarginMSESettings]] = MarginMSESettings
     decomposes: ClassVar[bool] = True
+    refuses: ClassVar[Mapping[str, str]] = dict.fromkeys(("focal", "poly"), "its loss is no probability's")
     learns_from: ClassVar[tuple[ItemKind, ...]] = ("triples",)
 
     def __init__(self, teacher_temperature: float = 1.0) -> None:

@@ -44,7 +44,8 @@ class Triplet(Objective):
     decomposes: ClassVar[bool] = True
     learns_from: ClassVar[tuple[ItemKind, ...]] = ("triples",)
     refuses: ClassVar[Mapping[str, str]] = {
-        "r_drop": "it gives no distribution that two passes could agree on (pairwise_softmax does)"
+        "r_drop": "it gives no distribution that two passes could agree on (pairwise_softmax does)",
+        **dict.fromkeys(("focal", "poly"), "its loss is no probability's (that of pairwise_softmax is)"),
     }
 
     def __init__(self, margin: float = 0.25) -> None:

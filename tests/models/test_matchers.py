@@ -110,6 +110,16 @@ def test_the_batch_scores_what_scores_does(cls: type[Any]) -> None:
 # Bi-encoder.
 
 
+def test_a_cosine_is_none_above_1() -> None:
+    texts = [f"{text}{number}" for text in TEXTS for number in range(10)]
+    model = build(BiEncoder)
+    found = model.scores([(text, text) for text in texts])
+    assert found.max() <= 1.0
+    assert found.min() >= 1.0 - 1e-12
+    vectors = model.encode(texts).astype(np.float64)
+    assert np.square(vectors).sum(1).max() > 1.0  # the control: float32 rounds them to more than length 1
+
+
 @pytest.mark.parametrize("pooling", ["mean", "cls", "first_last", "pooler"])
 def test_vectors_are_those_of_transformers(encoders: Path, pooling: str) -> None:
     with quiet():

@@ -342,6 +342,26 @@ def test_bad_pairs_get_one_error(
             {"data": {"items": "triples"}, "objective": {"name": "triplet"}, "train": {"tricks": {"r_drop": {}}}},
             "train.tricks.r_drop must be left out with the objective triplet: it gives no distribution",
         ),
+        (
+            {"data": {"items": "triples"}, "objective": {"name": "triplet"}, "train": {"tricks": {"focal": {}}}},
+            "train.tricks.focal must be left out with the objective triplet: its loss is no probability's",
+        ),
+        (
+            {"data": {"items": "texts"}, "objective": {"name": "arccse"}, "train": {"tricks": {"poly": {}}}},
+            "train.tricks.poly must be left out with the objective arccse: a triplet's loss is no probability's",
+        ),
+        (
+            {"data": {"items": "triples"}, "objective": {"name": "margin_mse", "teacher": "x"}, "train": {"tricks": {"poly": {}}}},
+            "train.tricks.poly must be left out with the objective margin_mse: its loss is no probability's",
+        ),
+        (
+            {
+                "data": {"items": "triples"},
+                "objective": {"name": "distillation", "teacher": "x"},
+                "train": {"tricks": {"focal": {}}},
+            },
+            "train.tricks.focal must be left out with the objective distillation: a teacher's distribution",
+        ),
         ({"train": {"accumulation": 2}}, "train.accumulation must be 1 with the objective cosent, but is 2"),
         (
             {"data": {"items": "matches"}, "objective": {"name": "info_nce"}, "train": {"batch_size": 1}},
@@ -457,6 +477,16 @@ def test_a_file_is_read_as_the_files_of_the_run(tmp_path: Path, capsys: pytest.C
     whole = json.loads(capsys.readouterr().out)
     assert cli.evaluate([str(tmp_path / "run"), "--file", str(tmp_path / "test.tsv"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["spearman"] == whole["spearman"]
+    # 0 and 1 of 5 are no classes, and 1 is no match, whether the run's own data is there or not
+    rows = [(first, second, label) for first, second, label in pairs(24, 700)]
+    low = write_pairs(tmp_path / "low.tsv", rows, "q\td\thow")
+    for gone in (False, True):
+        if gone:
+            (tmp_path / "train.tsv").unlink()
+        assert cli.evaluate([str(tmp_path / "run"), "--file", low, "--json"]) == 0
+        figures = json.loads(capsys.readouterr().out)
+        assert not {"auc", "accuracy", "alignment"} & set(figures)
+        assert "uniformity" in figures
 
 
 def test_texts_that_are_not_read_whole_are_said(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

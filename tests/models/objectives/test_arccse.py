@@ -73,6 +73,9 @@ def test_beyond_180_degrees_the_logit_goes_on_falling() -> None:
     bare = torch.cos(torch.arccos(cosines) + 0.5)  # the control: it rises again
     assert not (bare.diff() < 0).all()
     assert torch.allclose(found[:300], bare[:300], rtol=0, atol=1e-3)
+    assert (ArcCSE(margin=math.radians(129.9)).with_margin(cosines).diff() < 0).all()
+    objective.margin = math.radians(140)  # the control: what is refused would rise at the seam
+    assert not (objective.with_margin(cosines).diff() < 0).all()
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.2])
@@ -118,7 +121,7 @@ def test_divergence_is_that_of_the_rows_without_the_margin() -> None:
     values = objective.divergence(first, second, first_triplets=triplets[0], second_triplets=triplets[1])
     assert set(values) == {"arccon", "triplet"}
     by_hand = [((a - c) ** 2 + (b - d) ** 2) / 2 for a, b, c, d in zip(*triplets[0], *triplets[1], strict=True)]
-    assert torch.allclose(values["triplet"], torch.stack(by_hand), rtol=0, atol=1e-12)
+    assert torch.allclose(values["triplet"], objective.triplet_weight * torch.stack(by_hand), rtol=0, atol=1e-12)
 
 
 def test_what_cannot_teach_and_what_cannot_be_is_refused() -> None:
@@ -130,7 +133,7 @@ def test_what_cannot_teach_and_what_cannot_be_is_refused() -> None:
         ArcCSE().losses(random_numbers(2, 2), None, torch.zeros(2, dtype=torch.bool))
     with pytest.raises(ValueError, match="must be given together"):
         ArcCSE().losses(random_numbers(2, 2), less_masked=random_numbers(2))
-    with pytest.raises(ValueError, match=r"margin must lie in \[0, pi\) radians, but is 10"):
-        ArcCSE(margin=10)
+    with pytest.raises(ValueError, match=r"margin must lie in \[0, 2\.269\) radians, but is 2\.3"):
+        ArcCSE(margin=2.3)
     with pytest.raises(ValueError, match="temperature must be above 0, but is 0"):
         ArcCSE(temperature=0)

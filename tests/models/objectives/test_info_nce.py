@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hanzoo.data.document import Pair, Triple
 from hanzoo.errors import RecipeError
 from hanzoo.models.layers.memory_queue import MemoryQueue
 from hanzoo.models.layers.similarity import cosine_similarities
-from hanzoo.models.objectives.info_nce import InfoNCE
+from hanzoo.models.layers.text_matcher import text_number, texts_of
+from hanzoo.models.objectives.info_nce import InfoNCE, known_matches
 from tests.models.objectives.agreement import agree, differ, random_numbers
 from tests.references import matching as reference
 
@@ -228,3 +230,16 @@ def test_wrong_shapes_are_refused() -> None:
         objective.losses(scores, extra=random_numbers(2, 4))
     with pytest.raises(ValueError, match="reverse must be left out for one direction"):
         objective.losses(scores, reverse=scores.T)
+
+
+def test_a_match_is_known_from_both_sides() -> None:
+    items = [Pair("甲", "乙"), Pair("丙", "甲"), Triple("丁", "丙", ("戊",))]
+    matches = known_matches(items)
+    keys = torch.tensor([[text_number(text) for text in texts_of(item)[:2]] for item in items])
+    # row by row, among 乙, 甲 and 丙: 甲 has 乙, and 丙 by the second pair; 丙 has 甲, and itself; 丁 has 丙 alone
+    assert InfoNCE(matches=matches).known(keys, keys).tolist() == [
+        [True, True, True],
+        [False, True, True],
+        [False, False, True],
+    ]
+    assert known_matches([Pair("甲", "乙"), Pair("丙", "乙")]) is None  # each anchor has its own positive alone
