@@ -121,7 +121,9 @@ def read_beir(folder: Path | str, splits: Sequence[str] | None = None) -> Retrie
             raise _no_split(str(folder), split, known)
         qrels[split] = _read_qrels(_found(folder, f"{QRELS}/{split}.tsv", hashes), corpus, queries, split, notes)
     if not qrels and splits is None:
-        raise DataError(f"{folder / QRELS}: must hold SPLIT.tsv, but holds none. Add {QRELS}/test.tsv.")
+        raise DataError(
+            f"{folder / QRELS}: must hold SPLIT.tsv, but holds none. Add {QRELS}/test.tsv; to train, {QRELS}/train.tsv."
+        )
     unjudged = len(queries.keys() - set().union(*qrels.values()))
     notes.insert(0, f"{len(corpus):,} passages, {len(queries):,} queries")
     if qrels and unjudged:

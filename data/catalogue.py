@@ -161,7 +161,9 @@ class SplitData(Generic[Item]):
         if name not in SPLITS:
             raise DataError(f"split: must be one of {', '.join(SPLITS)}, but is {name!r}.{nearest(name, SPLITS)}")
         if name == "test" and self.test is None:
-            raise DataError(f"{self.name}: a test set with labels must be known, but is not. Use the split dev.")
+            raise DataError(
+                f"split: test must have labels, but {self.name} has no test with labels. Use the split dev."
+            )
         items: tuple[Item, ...] = getattr(self, name)
         return items
 

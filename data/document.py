@@ -153,3 +153,12 @@ class Passage:
     def full_text(self) -> str:
         """Title and text with a blank between, as BEIR joins them; the one that is there where the other is empty."""
         return f"{self.title} {self.text}" if self.title and self.text else self.title or self.text
+
+
+def texts_of(item: Pair | Triple | Document) -> tuple[str, ...]:
+    """The texts of an item, in order."""
+    if isinstance(item, Pair):
+        return item.first, item.second
+    if isinstance(item, Triple):
+        return item.anchor, item.positive, *item.negatives
+    return (item.text,)

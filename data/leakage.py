@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from hanzoo.data.document import Pair, Query, Triple
+from hanzoo.data.document import Document, Pair, Query, Triple
 from hanzoo.errors import RecipeError
 
 # Blanks, control and format characters (zero-width ones and byte order marks among them), quotes.
@@ -193,18 +193,22 @@ class LeakageReport:
 _PLACES_KEPT = 5
 
 
-def leakage(train: Iterable[Pair | Triple], evaluated: Iterable[Pair | Triple]) -> LeakageReport:
+def leakage(train: Iterable[Pair | Triple | Document], evaluated: Iterable[Pair | Triple]) -> LeakageReport:
     """Count what of `evaluated` stands in `train`: of another data set, or another split of the same.
 
-    A triple counts as pairs without labels: the anchor with its positive, and with each negative.
+    A triple counts as pairs without labels: the anchor with its positive, and with each negative. A single text is in no pair.
 
     Cost: linear in both; the distinct texts and pairs of `train` are held in memory.
     """
     known: dict[tuple[str, str], set[float | None]] = {}
     known_texts: set[str] = set()
-    for first, second, label, _ in _pairs(train):
-        known.setdefault(_unordered(first, second), set()).add(label)
-        known_texts.update((first, second))
+    for item in train:
+        if isinstance(item, Document):
+            known_texts.add(item.text)
+            continue
+        for first, second, label, _ in _pairs([item]):
+            known.setdefault(_unordered(first, second), set()).add(label)
+            known_texts.update((first, second))
     keys = {text: text_key(text) for text in known_texts}  # a text stands in many pairs
     normalised = {_unordered(keys[first], keys[second]) for first, second in known}
     pairs = found = same = other = rewritten = both = 0

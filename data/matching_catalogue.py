@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 from hanzoo.data.beir import CORPUS, RetrievalData, read_beir
 from hanzoo.data.catalogue import SPLITS, Split, SplitData, find_file, is_held_out, plain_sha256
-from hanzoo.data.document import Pair, Triple
+from hanzoo.data.document import Document, Pair, Triple
 from hanzoo.data.files import expanded
 from hanzoo.data.leakage import leakage
 from hanzoo.data.pair_files import (
@@ -27,11 +27,13 @@ from hanzoo.data.pair_files import (
     read_pairs,
     read_triples,
 )
+from hanzoo.data.readers import read_texts
 from hanzoo.data.training_items import pairs_of_triples
 from hanzoo.errors import DataError, RecipeError, nearest
 
 Kind = Literal["pairs", "triples", "retrieval"]
 _HELD_OUT = "10 % of train"
+Trained = TypeVar("Trained", Triple, Document)
 
 
 @dataclass(frozen=True)
@@ -254,23 +256,27 @@ class PairData(SplitData[Pair]):
 
 
 @dataclass(frozen=True)
-class TripleData:
-    """Triples to train on, read and checked.
+class TrainingSet(Generic[Trained]):
+    """What is trained on in the place of pairs, read and checked.
 
     Attributes:
         name: what a figure is filed under.
-        train: the triples.
+        train: triples, or texts.
         hashes, notes, official, licence, source, cite: as in `PairData`.
     """
 
     name: str
-    train: tuple[Triple, ...]
+    train: tuple[Trained, ...]
     hashes: Mapping[str, str]
     notes: tuple[str, ...]
     official: bool
     licence: str = ""
     source: str = ""
     cite: str = ""
+
+
+TripleData = TrainingSet[Triple]
+TextData = TrainingSet[Document]
 
 
 def is_pair_held_out(pair: Pair) -> bool:
@@ -371,6 +377,34 @@ def load_triples(
         entry.source,
         entry.cite,
     )
+
+
+def load_texts(train: str | Path) -> TextData:
+    """Load texts to train on: a file of one's own, as `readers.read_texts` takes it.
+
+    Raises:
+        DataError: the file is missing or wrong.
+    """
+    path = expanded(str(train))
+    texts = tuple(read_texts(path))
+    notes = (f"{path.name}: {len(texts):,} texts",)
+    return TextData(_own_name(path), texts, {path.name: plain_sha256(path)}, notes, False)
+
+
+def texts_with_pairs(
+    data: TextData,
+    *,
+    dev: str | Path,
+    test: str | Path | None = None,
+    scale: str | None = None,
+    columns: Mapping[str, str | int] | None = None,
+) -> PairData:
+    """Pairs to judge by what is trained on single texts: files of one's own; see `with_pairs`. There are none in train."""
+    meaning = own_scale(scale)
+    parts = _PairParts(notes=list(data.notes), hashes=dict(data.hashes))
+    _add_own(parts, {"dev": dev, "test": test}, meaning, columns)
+    parts.pairs["train"] = []
+    return _assemble(parts, data.name, meaning, False, False, None)
 
 
 def with_pairs(

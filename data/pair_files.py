@@ -400,9 +400,11 @@ def _find(
             found[name] = candidates[0]
         elif name not in _OPTIONAL or named is not None:
             wanted = repr(candidates[0]) if candidates else f"one of {', '.join(known)}"
+            setting = f"data.{'triple_columns' if names is TRIPLE_NAMES else 'columns'}.{name}"
+            counted = f" In a file without header count all columns from 1 ({setting}=1)." if kind == "a column" else ""
             raise DataError(
                 f"{where}: there must be {kind} for {name} ({wanted}), but there are only {shorten(', '.join(present))}. "
-                f"Say which it is (columns {name}=NAME), or for a file without header count them from 1 ({name}=1)."
+                f"Say which it is: {setting}=NAME.{counted}"
             )
     return found
 

@@ -128,13 +128,17 @@ class RowReader(Iterator[Row]):
         self.close()
 
 
+# From the fields of the first line of a tsv input to its columns; None = these fields are their names.
+Header = Callable[[Sequence[str]], Sequence[str] | None]
+
+
 def read_rows(
     path: str | Path | None,
     *,
     text_column: str | Sequence[str] = "text",
     option: str = "--text-column",
     format: Format | None = None,
-    header: Sequence[str] | Literal["counted"] | None = None,
+    header: Header | None = None,
 ) -> RowReader:
     """Open an input and return its rows, to be iterated once; what is wrong with the file as a whole is raised here.
 
@@ -150,7 +154,7 @@ def read_rows(
             Without meaning for txt.
         option: what says on the command line which column that is, for errors.
         format: how the input is written; None = as the suffix says, and standard input one text a line.
-        header: the columns of a tsv input whose first line names none; "counted": as many as its first line has, by number from 1.
+        header: of a tsv input; what its first line names, where that is not always its columns.
 
     Raises:
         DataError: the file is missing, empty, unreadable, of an unknown suffix, or has no such column. While iterating:
@@ -207,7 +211,7 @@ def _open_lines(
     stream: io.BufferedReader,
     format: Format,
     wanted: _Wanted,
-    header: Sequence[str] | Literal["counted"] | None,
+    header: Header | None,
 ) -> RowReader:
     name = _name(path)
     close = _nothing if path is None else stream.close
@@ -449,24 +453,27 @@ def _open_tsv(
     stream: IO[bytes],
     name: str,
     wanted: _Wanted,
-    header: Sequence[str] | Literal["counted"] | None,
+    header: Header | None,
 ) -> RowReader:
     lines = _lines(stream)
-    if header is None or header == "counted":
-        number, first = next(lines, (1, b""))
+    number, first = next(lines, (1, b""))
+    columns = header(first.decode("utf-8", "replace").split("\t")) if header else None
+    if columns is None:
         try:
-            fields = first.decode("utf-8").split("\t")
+            columns = first.decode("utf-8").split("\t")
         except UnicodeDecodeError as error:
             raise DataError(_not_utf8(f"{name}:1", "the header", first[error.start])) from error
-        if header is None:
-            header = fields
-        else:
-            header = [str(column) for column in range(1, len(fields) + 1)]
-            lines = itertools.chain([(number, first)], lines)
-    text_column = _column(name, wanted, header)
+    else:
+        lines = itertools.chain([(number, first)], lines)
+    text_column = _column(name, wanted, columns)
     close = _nothing if path is None else stream.close
-    rows = _tsv_rows(lines, name, text_column, tuple(header))
-    return RowReader(rows, close, path=path, format="tsv", text_column=text_column, header=tuple(header))
+    rows = _tsv_rows(lines, name, text_column, tuple(columns))
+    return RowReader(rows, close, path=path, format="tsv", text_column=text_column, header=tuple(columns))
+
+
+def counted_columns(fields: Sequence[str]) -> list[str]:
+    """A `Header` of a file without one: its columns by number, from 1."""
+    return [str(column) for column in range(1, len(fields) + 1)]
 
 
 def _tsv_rows(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from hanzoo.data.document import Document, Pair, Triple
+from hanzoo.data.document import Document, Pair, Triple, texts_of
 from hanzoo.data.hard_negatives import known_matches
 from hanzoo.data.leakage import text_key
 from hanzoo.data.pair_files import Scale
@@ -22,12 +22,11 @@ def matches(pairs: Iterable[Pair], scale: Scale) -> list[Pair]:
     return [pair for pair in pairs if pair.label is None or pair.label == scale.high]
 
 
-def texts(items: Iterable[Pair | Triple]) -> list[Document]:
+def texts(items: Iterable[Pair | Triple | Document]) -> list[Document]:
     """Every text once, in the order in which they come."""
     found: dict[str, str] = {}
     for item in items:
-        own = (item.first, item.second) if isinstance(item, Pair) else (item.anchor, item.positive, *item.negatives)
-        for text in own:
+        for text in texts_of(item):
             found.setdefault(text, item.source)
     return [Document(text, (), source) for text, source in found.items()]
 

@@ -28,8 +28,8 @@ from hanzoo.data.randomness import reseed
 from hanzoo.errors import DataError, HanzooError, RecipeError, RunError
 from hanzoo.evaluation.report import learning_curve
 from hanzoo.models.model import Matcher, Model, TargetForm, TeacherSettings, load_model, model_class
-from hanzoo.recipe import Recipe, load_recipe
-from hanzoo.tasks.catalogue import require_options, task_for_file, tasks_of
+from hanzoo.recipe import Recipe, bundled_recipes, load_recipe
+from hanzoo.tasks.catalogue import TASKS, require_options, task_for_file, tasks_of
 from hanzoo.tasks.task import Data, DataSettings, Report, Say, Subject, Task
 from hanzoo.training.checkpoint import (
     GO_ON,
@@ -651,6 +651,14 @@ def _data_settings(recipe: Recipe, name: str) -> DataSettings:
     for task in sorted(known, key=lambda task: task is not recipe.task):
         if task.knows({"name": name}):
             return task.data_settings.model_validate({"name": name})
+    names = ", ".join(each for task in known for each in sorted(task.data_settings.names))
+    for task in TASKS:
+        if name in task.data_settings.names:
+            raise RunError(
+                f"--data: must be data of a {recipe.task.kind}, but {name} is of a {task.kind}. Take one of {names}."
+            )
+    if not Path(name).is_file() and name not in bundled_recipes():
+        raise RunError(f"--data: must be a recipe or one of {names}, but {name!r} is neither. Mend the name.")
     other = load_recipe(name)
     if other.task not in known:
         raise RunError(

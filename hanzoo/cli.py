@@ -202,7 +202,11 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
         help="also compare each with this run: difference of the main figure (F1, Spearman, MRR@10), its interval, p-value",
     )
     _add_options_of_tasks(parser, "evaluate")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a run instead of a table")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object a run instead of a table; what else is asked for goes to standard error",
+    )
     parser.add_argument("--record", type=Path, help="write the figure of the one run as a file of recipes/results/")
     parser.add_argument("--variant", default="", help="what --record names the figure apart from its recipe")
     return _run(_evaluate, parser.parse_args(argv), "cpu")
@@ -246,7 +250,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         if against:
             answer(f"\n{_differences(reports, against)}\n")
     for block in task.details(reports, arguments):
-        answer(f"\n{block}\n")
+        if arguments.json:  # whose lines a program reads
+            say(f"\n{block}")
+        else:
+            answer(f"\n{block}\n")
     return 0
 
 

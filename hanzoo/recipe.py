@@ -202,13 +202,22 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     sources = {f"data.{source}" for task in TASKS for source in task.data_settings.sources}
     if any(override.partition("=")[0] in sources for override in overrides):
         # another source on the command line takes the place of the recipe's, with all that belongs to it
-        values["data"] = {}
+        values["data"] = _kept(values.get("data"), overrides)
     file_step = _step_of_file(values.get("train"))
     overridden: set[str] = set()
     for override in overrides:
         overridden |= _apply(values, override)
     checked = check_recipe(values, name=name, place=place)
     return replace(checked, file_step=file_step, overridden=frozenset(overridden))
+
+
+def _kept(section: Any, overrides: Sequence[str]) -> dict[str, Any]:
+    """What stays of a `data` section where the overrides name another source."""
+    new: dict[str, Any] = {}
+    for override in overrides:
+        _apply(new, override)
+    kept = {key for task in TASKS if task.knows(new["data"]) for key in task.data_settings.kept}
+    return {key: value for key, value in section.items() if key in kept} if isinstance(section, dict) else {}
 
 
 def _step_of_file(section: Any) -> StepSize | None:

@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from hanzoo.data.document import Document, Pair, Triple
+from hanzoo.data.document import Document, Pair, Triple, texts_of
 from hanzoo.data.word_pieces import WordPieces
 from hanzoo.errors import RecipeError
 from hanzoo.models.layers import interchange
@@ -35,7 +35,7 @@ from hanzoo.models.layers.encoder import ENCODER_FOLDER, Encoder
 from hanzoo.models.layers.gathering import SharedBatch
 from hanzoo.models.layers.max_sim import max_sim, paired_max_sim
 from hanzoo.models.layers.text_encoder import TextEncoderConfig, TextRows, in_parts
-from hanzoo.models.layers.text_matcher import MatchingBatch, TextMatcher, both_sides, texts_of
+from hanzoo.models.layers.text_matcher import MatchingBatch, TextMatcher, both_sides
 from hanzoo.models.model import Comparison, evaluating
 from hanzoo.models.search.index import Corpus
 from hanzoo.models.search.tokens import TokenIndex

@@ -14,16 +14,19 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from hanzoo.data.document import Document, Pair, Triple
+from hanzoo.data.document import Document, Pair, Triple, texts_of
 from hanzoo.data.files import expanded
 from hanzoo.data.leakage import LeakageReport, check_leaks, leakage
 from hanzoo.data.matching_catalogue import (
     MATCHING_SETS,
     PairData,
+    TextData,
     TripleData,
     load_pairs,
+    load_texts,
     load_triples,
     own_scale,
+    texts_with_pairs,
     with_pairs,
 )
 from hanzoo.data.pair_files import Scale, read_pairs
@@ -42,7 +45,6 @@ from hanzoo.evaluation.matching import (
 from hanzoo.evaluation.report import run_card, show_figure
 from hanzoo.evaluation.significance import Comparison
 from hanzoo.models.bi_encoder import BiEncoder
-from hanzoo.models.layers.text_matcher import texts_of
 from hanzoo.models.model import Matcher, Model, Settings, objective_names
 from hanzoo.tasks.aiming import aim, encoder_name, note_leaks, official_name
 from hanzoo.tasks.matching_errors import worst_pairs
@@ -87,6 +89,8 @@ class MatchingDataSettings(DataSettings):
         test: (optional). `~` is put in full, here and in the two before.
         triples: a data set of triples by name (simclue), or a file of one's own. They are trained on; the pairs of `name`, or of
             `dev` and `test`, are what is selected and reported on. Without such pairs 10 % of the triples serve, as pairs.
+        texts: a file of one's own with single texts (.txt: one a line). They are trained on; the pairs of `name`, or of `dev` and
+            `test`, are what is selected and reported on.
         scale: what the labels of one's own files mean; None = two classes, 0 and 1.
         columns: which column of one's own pairs is what.
         triple_columns: and of one's own triples.
@@ -99,7 +103,8 @@ class MatchingDataSettings(DataSettings):
         allow_leakage: train also where what is reported on is known to stand in what is trained on: the figure means nothing.
     """
 
-    sources: ClassVar[tuple[str, ...]] = ("name", "train", "triples")
+    sources: ClassVar[tuple[str, ...]] = ("name", "train", "triples", "texts")
+    kept: ClassVar[tuple[str, ...]] = ("items", "mining")
     names: ClassVar[Collection[str]] = tuple(name for name, entry in MATCHING_SETS.items() if entry.kind == "pairs")
 
     name: str | None = None
@@ -107,6 +112,7 @@ class MatchingDataSettings(DataSettings):
     dev: str | None = None
     test: str | None = None
     triples: str | None = None
+    texts: str | None = None
     scale: str | None = None
     columns: dict[str, str | int] | None = None
     triple_columns: dict[str, str | int] | None = None
@@ -116,7 +122,7 @@ class MatchingDataSettings(DataSettings):
     mining: MiningSettings | None = None
     allow_leakage: bool = False
 
-    @field_validator(*OWN_FILES, "triples")
+    @field_validator(*OWN_FILES, "triples", "texts")
     @classmethod
     def _with_home(cls, path: str | None) -> str | None:
         return str(expanded(path)) if path is not None and path.startswith("~") else path
@@ -124,34 +130,48 @@ class MatchingDataSettings(DataSettings):
     @model_validator(mode="after")
     def _has_one_source(self) -> Self:
         given = [key for key in ("name", "train") if getattr(self, key) is not None]
-        if self.triples is None and len(given) != 1:
+        instead = [key for key in ("triples", "texts") if getattr(self, key) is not None]
+        if not instead and len(given) != 1:
             raise PydanticCustomError(
                 "section",
-                "must have exactly one of name and train, or triples, but has {given}. "
+                "must have exactly one of name and train, or triples, or texts, but has {given}. "
                 "Name a data set (data.name=stsb) or a file of your own (data.train=my.tsv).",
                 {"given": " and ".join(given) or "none"},
             )
-        if self.triples is not None and self.train is not None:
+        if len(instead) > 1 or (instead and self.train is not None):
             raise PydanticCustomError(
                 "section",
-                "must not have train beside triples, which are what is trained on, but has. Remove one of them.",
+                "must have one of train, triples and texts, which are what is trained on, but has {given}. Remove the others.",
+                {"given": " and ".join(key for key in ("train", *instead) if getattr(self, key) is not None)},
             )
-        if self.triples is not None and self.items in ("pairs", "matches"):
+        if self.texts is not None and self.name is None and self.dev is None:
             raise PydanticCustomError(
                 "section",
-                "must have items triples or texts beside triples, but has {items}. Remove items.",
-                {"items": self.items},
+                "must have labelled pairs beside texts, to select by, but has none. Name a file of them (data.dev=my.tsv) or a "
+                "data set (data.name=stsb).",
             )
-        if self.mining is not None and (self.triples is not None or self.items not in (None, "matches")):
+        for key, allowed in (("triples", ("triples", "texts")), ("texts", ("texts",))):
+            if key in instead and self.items not in (None, *allowed):
+                raise PydanticCustomError(
+                    "section",
+                    "must have items {allowed} beside {key}, but has {items}. Set data.items={key}.",
+                    {"allowed": " or ".join(allowed), "key": key, "items": self.items},
+                )
+        if self.triple_columns is not None and self.triples is None:
             raise PydanticCustomError(
                 "section",
-                "must have neither triples nor other items than matches beside mining, which finds negatives for them, but "
-                "has. Remove them, or mining.",
+                "must have triples beside triple_columns, but has none. Name their file (data.triples=my.tsv).",
+            )
+        if self.mining is not None and (instead or self.items not in (None, "matches")):
+            raise PydanticCustomError(
+                "section",
+                "must have neither triples nor texts nor other items than matches beside mining, which finds negatives for them, "
+                "but has. Remove them, or mining.",
             )
         return self
 
     def located(self) -> Self:
-        given = {key: getattr(self, key) for key in OWN_FILES}
+        given = {key: getattr(self, key) for key in (*OWN_FILES, "texts")}
         if self.triples not in MATCHING_SETS:
             given["triples"] = self.triples
         places = {key: str(Path(path).absolute()) for key, path in given.items() if path is not None}
@@ -183,11 +203,10 @@ class MatchingData:
         hashes: of all files.
         notes: all a person should be told.
         trained_on: names of the data sets that the items come from.
-        triples: that are trained on; None where they are made of pairs, or are none.
+        instead: triples or texts that are trained on in the place of pairs; None where what is trained on is made of pairs.
         allow_leakage: see `MatchingDataSettings`.
         view: what is trained on, as it stands beside a figure.
         mined: the triples that a model found; None where none has to, or none did yet.
-        item_settings: see `AimedData`.
     """
 
     pairs: PairData
@@ -196,13 +215,17 @@ class MatchingData:
     hashes: Mapping[str, str]
     notes: Sequence[str]
     trained_on: tuple[str, ...]
-    triples: TripleData | None = None
+    instead: TripleData | TextData | None = None
     allow_leakage: bool = False
     view: str = ""
     mined: Mined | None = None
-    item_settings: ClassVar[Mapping[ItemKind, str]] = {
-        kind: f"Set data.items={kind} where the data has them" for kind in get_args(ItemKind)
-    }
+
+    @property
+    def item_settings(self) -> Mapping[ItemKind, str]:
+        """See `AimedData`."""
+        if self.instead is not None:
+            return {kind: f"Set data.items={kind}" for kind in ("triples", "texts") if self.items == "triples"}
+        return {kind: f"Set data.items={kind} where the data has them" for kind in get_args(ItemKind)}
 
     @property
     def name(self) -> str:
@@ -343,23 +366,25 @@ class Matching(Task):
     # Data.
 
     def load_data(self, settings: MatchingDataSettings) -> MatchingData:
-        pairs, triples = _read(settings)
-        kind = settings.items or ("matches" if settings.mining else "pairs" if triples is None else "triples")
-        sources = (pairs.name,) if triples is None else (triples.name,)
+        pairs, instead = _read(settings)
+        own: ItemKind = "texts" if settings.texts else "triples" if settings.triples else "pairs"
+        kind = settings.items or ("matches" if settings.mining else own)
+        sources = (pairs.name,) if instead is None else (instead.name,)
         hashes, notes = dict(pairs.hashes), list(pairs.notes)
-        if triples is not None and settings.name is not None:
-            hashes |= {f"triples: {name}": digest for name, digest in triples.hashes.items()}
-            notes += triples.notes
+        if instead is not None and settings.name is not None:
+            hashes |= {f"{own}: {name}": digest for name, digest in instead.hashes.items()}
+            notes += instead.notes
+        if instead is not None and (settings.name is not None or own == "texts"):
             for split, some in (("dev", pairs.dev), ("test", pairs.test or ())):
-                notes += [f"triples: {line}" for line in leakage(triples.train, some).describe(split)]
+                notes += [f"{own}: {line}" for line in leakage(instead.train, some).describe(split)]
         notes += check_leaks(
             [official_name(name) for name in sources], official_name(pairs.name), force=settings.allow_leakage
         )
-        given = pairs.train if triples is None else triples.train
+        given: Sequence[Pair | Triple | Document] = pairs.train if instead is None else instead.train
         train = _items(kind, given[: settings.most], pairs)
-        view = kind if triples is None else f"{kind} of {triples.name}"
+        view = kind if instead is None else f"{kind} of {instead.name}"
         view += " with mined negatives" if settings.mining else ""
-        return MatchingData(pairs, kind, train, hashes, notes, sources, triples, settings.allow_leakage, view)
+        return MatchingData(pairs, kind, train, hashes, notes, sources, instead, settings.allow_leakage, view)
 
     def ready(
         self,
@@ -400,7 +425,7 @@ class Matching(Task):
         return {
             "name": pairs.name,
             "view": data.view,
-            "official": pairs.official and (data.triples is None or data.triples.official),
+            "official": pairs.official and (data.instead is None or data.instead.official),
             "sha256": dict(data.hashes),
             "counts": {
                 name: {kind: len(split)}
@@ -605,30 +630,35 @@ def _scale(settings: MatchingDataSettings | None) -> Scale:
     return scale or own_scale(settings.scale)
 
 
-def _read(settings: MatchingDataSettings) -> tuple[PairData, TripleData | None]:
-    """The pairs of a recipe, and its triples if it has any."""
-    if settings.triples is None:
-        keys = ("name", *OWN_FILES, "scale", "columns", "dev_from_train")
-        return load_pairs(**{key: getattr(settings, key) for key in keys}), None
-    named = settings.triples in MATCHING_SETS
-    source = {"name" if named else "train": settings.triples}
-    triples = load_triples(**source, columns=settings.triple_columns)
-    if settings.name is not None:
-        return load_pairs(name=settings.name, dev_from_train=settings.dev_from_train), triples
-    own = {key: getattr(settings, key) for key in ("dev", "test", "scale", "columns")}
-    left, pairs = with_pairs(triples, **own)
-    return pairs, left
+def _read(settings: MatchingDataSettings) -> tuple[PairData, TripleData | TextData | None]:
+    """The pairs of a recipe, and the triples or texts that it trains on in their place, if it has any."""
+    files = {key: getattr(settings, key) for key in (*OWN_FILES, "scale", "columns")}
+    beside = {key: value for key, value in files.items() if key != "train"}
+    instead: TripleData | TextData | None = None
+    if settings.texts is not None:
+        instead = single = load_texts(settings.texts)
+        if settings.name is None:
+            return texts_with_pairs(single, **beside), single
+    elif settings.triples is not None:
+        named = settings.triples in MATCHING_SETS
+        source = {"name" if named else "train": settings.triples}
+        instead = triples = load_triples(**source, columns=settings.triple_columns)
+        if settings.name is None:
+            left, pairs = with_pairs(triples, **beside)
+            return pairs, left
+    return load_pairs(name=settings.name, dev_from_train=settings.dev_from_train, **files), instead
 
 
 def _items(
-    kind: ItemKind, given: Sequence[Pair] | Sequence[Triple], pairs: PairData
+    kind: ItemKind, given: Sequence[Pair | Triple | Document], pairs: PairData
 ) -> Sequence[Pair | Triple | Document]:
     """What is trained on, of pairs or triples. Raises DataError where that is nothing, or needs labels that are not there."""
     labelled = [item for item in given if isinstance(item, Pair)]
     if labelled and labelled[0].label is None and kind in ("pairs", "triples"):
         raise DataError(
             f"{labelled[0].source}: a pair in train must have a label where {kind} are trained on, but has none. Add a column "
-            "label, or say which it is (columns label=NAME); or set data.items=matches, where all of them match."
+            "label, or say which it is (data.columns.label=NAME). Where all pairs match set data.items=matches; where their texts "
+            "alone are to be learnt from data.items=texts; triples are given by data.triples=FILE."
         )
     made: Sequence[Pair | Triple | Document]
     if kind == "texts":
@@ -648,9 +678,9 @@ def _items(
     return tuple(made)
 
 
-def _known(data: MatchingData) -> Sequence[Pair] | Sequence[Triple]:
+def _known(data: MatchingData) -> Sequence[Pair | Triple | Document]:
     """What a model was trained on, as it was read."""
-    return data.pairs.train if data.triples is None else data.triples.train
+    return data.pairs.train if data.instead is None else data.instead.train
 
 
 def _leak_row(report: LeakageReport) -> dict[str, Any]:

@@ -6,11 +6,21 @@ import argparse
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from hanzoo.data.document import Pair
 from hanzoo.data.pair_files import PAIR_NAMES
-from hanzoo.data.text_streams import Additions, Format, Row, RowReader, open_writer, read_rows
+from hanzoo.data.text_streams import (
+    Additions,
+    Format,
+    Header,
+    Row,
+    RowReader,
+    counted_columns,
+    open_writer,
+    read_rows,
+)
 from hanzoo.errors import DataError, RunError
 from hanzoo.models.model import Matcher, cut_notes
 from hanzoo.tasks.streams import found_in
@@ -32,7 +42,7 @@ PREDICT_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "--format": {
         "choices": FORMATS,
         "help": "how pairs are written; default: as the file's suffix says (.txt: tsv); standard input: two texts a line, between "
-        "them a tab",
+        "them a tab, or tsv whose first line names both",
     },
     "--columns": {
         "type": _columns,
@@ -118,10 +128,10 @@ def _open(arguments: argparse.Namespace) -> tuple[RowReader, Mapping[str, tuple[
         raise RunError(
             f"--columns: the two texts must stand in two columns, but both are {given['first']}. Name another for one of them."
         )
-    header: Any = None
+    header: Header | None = None
     if place == "-" and format is None:
         format = "tsv"
-        header = None if given else SIDES
+        header = None if given else partial(_sides_unless_named, names)
     suffix = place.lower().removesuffix(".gz").rpartition(".")[2]
     if format is None and suffix == "txt":
         format = "tsv"
@@ -130,7 +140,7 @@ def _open(arguments: argparse.Namespace) -> tuple[RowReader, Mapping[str, tuple[
             raise RunError(
                 "--columns: numbers must be of both texts, in tsv, but are not. Name the columns, or add --format tsv."
             )
-        header = "counted"
+        header = counted_columns
     rows = read_rows(place, text_column=names["first"], option="--columns first=NAME", format=format, header=header)
     if rows.header is not None:
         for side in SIDES:
@@ -139,6 +149,11 @@ def _open(arguments: argparse.Namespace) -> tuple[RowReader, Mapping[str, tuple[
                 rows.close()
                 raise _no_column(place, side, names[side], present, rows.header)
     return rows, names
+
+
+def _sides_unless_named(names: Mapping[str, tuple[str, ...]], first: Sequence[str]) -> Sequence[str] | None:
+    """The columns of lines without a header; None where the first line has names of both sides, and so is one."""
+    return None if all(set(first) & set(known) for known in names.values()) else SIDES
 
 
 def _no_column(place: str, side: str, names: Sequence[str], present: Sequence[str], header: Sequence[str]) -> DataError:

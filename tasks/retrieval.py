@@ -19,7 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from hanzoo.data.beir import Qrels, RetrievalData, is_read
 from hanzoo.data.catalogue import is_held_out
-from hanzoo.data.document import Document, Pair, Passage, Query, Triple
+from hanzoo.data.document import Document, Pair, Passage, Query, Triple, texts_of
 from hanzoo.data.files import AtomicFile, expanded
 from hanzoo.data.leakage import leaked_queries
 from hanzoo.data.matching_catalogue import MATCHING_SETS, load_retrieval
@@ -30,7 +30,7 @@ from hanzoo.evaluation.report import results_table, run_card, show_difference, s
 from hanzoo.evaluation.retrieval import RetrievalScores, mean_of, score_rankings
 from hanzoo.evaluation.significance import Comparison, compare
 from hanzoo.models.cross_encoder import CrossEncoder
-from hanzoo.models.layers.text_matcher import TextMatcher, texts_of
+from hanzoo.models.layers.text_matcher import TextMatcher
 from hanzoo.models.model import Matcher, Model, Settings, objective_names
 from hanzoo.models.search.bm25 import BM25Index
 from hanzoo.models.search.index import Hit, Index, Staged
@@ -79,6 +79,7 @@ class RetrievalDataSettings(DataSettings):
     """
 
     sources: ClassVar[tuple[str, ...]] = ("name", "folder")
+    kept: ClassVar[tuple[str, ...]] = ("mining", "dev_passages")
     names: ClassVar[Collection[str]] = tuple(name for name, known in MATCHING_SETS.items() if known.kind == "retrieval")
 
     name: str | None = None

@@ -40,11 +40,14 @@ class DataSettings(Settings):
     """The `data` section of a recipe; a task says which settings it has.
 
     Attributes:
-        sources: settings that say which data is meant. On the command line one of them takes the place of the whole section.
+        sources: settings that say which data is meant. On the command line one of them takes the place of the whole section,
+            but for
+        kept: those that say what is done with the data, whichever it is.
         names: the values of `name`.
     """
 
     sources: ClassVar[tuple[str, ...]]
+    kept: ClassVar[tuple[str, ...]] = ()
     names: ClassVar[Collection[str]]
 
     def located(self) -> Self:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hanzoo.data.document import Document, Pair, Triple
+from hanzoo.data.document import Document, Pair, Triple, texts_of
 from hanzoo.data.movable import Movable
 from hanzoo.data.word_pieces import WordPieces
 from hanzoo.models.layers.encoder import Encoder
@@ -83,20 +83,17 @@ class MatchingBatch(Movable):
         return {part: torch.ones(number, dtype=torch.int64, device=device) for part, number in self.units.items()}
 
 
-def texts_of(item: Pair | Triple | Document) -> tuple[str, ...]:
-    """The texts of an item, in order."""
-    if isinstance(item, Pair):
-        return item.first, item.second
-    if isinstance(item, Triple):
-        return item.anchor, item.positive, *item.negatives
-    return (item.text,)
-
-
 def both_sides(pairs: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:
     """The first texts of pairs, and the second. Raises TypeError where one is no pair: a string has characters, not texts."""
     for pair in pairs:
         if isinstance(pair, str) or len(pair) != 2:
             raise TypeError(f"scores: a pair must be two strings, but is {pair!r:.50}. Write [(first, second)].")
+        for text in pair:
+            if not isinstance(text, str):
+                raise TypeError(
+                    f"scores: a text must be a string, but is {type(text).__name__}. For many pairs write "
+                    "scores([(first, second), ...])."
+                )
     return [first for first, _ in pairs], [second for _, second in pairs]
 
 

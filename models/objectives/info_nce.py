@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 from torch import Tensor
 
-from hanzoo.data.document import Document
+from hanzoo.data.document import Document, texts_of
 from hanzoo.data.training_items import ItemKind
 from hanzoo.errors import RecipeError
 from hanzoo.models.layers.gathering import SharedBatch
@@ -37,7 +37,7 @@ from hanzoo.models.layers.similarity import (
     removed_candidates,
     require_shape,
 )
-from hanzoo.models.layers.text_matcher import text_number, texts_of
+from hanzoo.models.layers.text_matcher import text_number
 from hanzoo.models.model import Comparison, Matcher, Objective, Settings
 
 

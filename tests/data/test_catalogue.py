@@ -87,7 +87,7 @@ def test_one_file_is_enough(own: Callable[..., Path]) -> None:
     assert any("dev is 10 % of train by a hash" in note for note in data.notes)
     assert data.protocol == "selected on 10 % of train, reported on 10 % of train"
     assert data.split("dev") == data.dev
-    with pytest.raises(DataError, match="test set with labels"):
+    with pytest.raises(DataError, match="no test with labels"):
         data.split("test")
     with pytest.raises(DataError, match="Did you mean 'train'"):
         data.split("trian")

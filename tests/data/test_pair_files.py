@@ -147,7 +147,7 @@ def test_a_scale_is_of_unit_length() -> None:
         ("a.tsv", "sentence1\tsentence2\tlabel\na\tb\n", r":2: a line must hold 3 fields, but holds 2: 'a\\tb'"),
         ("a.tsv", "sentence1\tsentence2\tlabel\na\tb\t3\n", r":2: the label must be one of 0, 1 .* but is '3'"),
         ("a.tsv", "sentence1\tlabel\na\t1\n", r":1: there must be a column for second \(one of .*sentence2.*Say which"),
-        ("a.tsv", "花呗\t借呗\t1\n", r":1: there must be a column for first .* count them from 1 \(first=1\)"),
+        ("a.tsv", "花呗\t借呗\t1\n", r":1: there must be a column for first .* columns from 1 \(data\.columns\.first=1\)"),
         ("a.tsv", "s1\ts2\tlabel\tscore\na\tb\t1\t1\n", r":1: one name must stand for label, but label and score do"),
         ("a.tsv", "s1\ts2\ts2\na\tb\tc\n", r":1: the header must name each column once, but names 's2' twice"),
         ("a.tsv", "s1\ts2\tlabel\n", r": the file must hold at least one pair, but holds none"),

@@ -85,6 +85,8 @@ def test_what_is_no_list_of_texts_is_refused(cls: type[Any]) -> None:
     model = build(cls)
     with pytest.raises(TypeError, match="a text must be a string, but is NoneType"):
         model.scores([(TEXTS[0], None)])
+    with pytest.raises(TypeError, match=r"a text must be a string, but is list\. For many pairs write scores\("):
+        model.score([TEXTS[0]], [TEXTS[1]])
     for pairs in ((TEXTS[0], TEXTS[1]), ["今天", "下雨"], [(TEXTS[0],)], [(TEXTS[0], TEXTS[1], TEXTS[2])]):
         with pytest.raises(TypeError, match=r"a pair must be two strings, but is .*\. Write \[\(first, second\)\]"):
             model.scores(pairs)

@@ -19,7 +19,7 @@ from hanzoo.errors import DataError, RecipeError, RunError
 from hanzoo.evaluation.matching import alignment, uniformity
 from hanzoo.evaluation.report import show_figure
 from hanzoo.models.model import Matcher
-from hanzoo.recipe import check_recipe
+from hanzoo.recipe import check_recipe, load_recipe
 from hanzoo.recipes.figures import full_table, read_results
 from hanzoo.tasks.matching import Matching
 from hanzoo.training.distillation import SoftTargets
@@ -375,7 +375,7 @@ def test_bad_pairs_get_one_error(
             {"data": {"items": "texts"}, "objective": {"name": "arccse"}, "model": {"encoder_dropout": 0.0}},
             "tiny-bert has none. Set model.encoder_dropout=0.1",
         ),
-        ({"data": {"items": "matches", "triples": "simclue"}}, "must not have train beside triples"),
+        ({"data": {"items": "matches", "triples": "simclue"}}, "which are what is trained on, but has train and triples"),
     ],
 )  # fmt: skip
 def test_what_cannot_teach_is_refused_before_anything_is_written(
@@ -674,4 +674,132 @@ def test_what_cannot_find_negatives_is_refused(
     recipe = mining(tmp_path, run, number=500)
     assert "there must be 500 texts for" in refused(tmp_path, recipe, capsys)
     recipe["data"]["items"] = "texts"
-    assert "neither triples nor other items than matches beside mining" in refused(tmp_path, recipe, capsys)
+    assert "neither triples nor texts nor other items than matches beside mining" in refused(tmp_path, recipe, capsys)
+
+
+# Single texts and triples in files of their own.
+
+
+def simcse(folder: Path) -> dict[str, Any]:
+    recipe = sections(folder, objective={"name": "info_nce"}, epochs=1)
+    recipe["model"]["encoder_dropout"] = 0.1
+    (folder / "texts.txt").write_text(
+        "".join(f"{first}\n{second}\n" for first, second, _ in pairs(40)), encoding="utf-8"
+    )
+    return recipe
+
+
+@pytest.mark.parametrize("beside", ["files", "name"])
+def test_a_file_of_texts_is_trained_on(
+    beside: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = simcse(tmp_path)
+    recipe["data"] = {"texts": str(tmp_path / "texts.txt")}
+    if beside == "files":
+        recipe["data"] |= {split: str(tmp_path / f"{split}.tsv") for split in ("dev", "test")}
+    else:
+        folder = tmp_path / "data" / "afqmc"
+        folder.mkdir(parents=True)
+        for split, (number, start) in {"train": (60, 0), "dev": (24, 300)}.items():
+            rows = [{"sentence1": a, "sentence2": b, "label": str(label)} for a, b, label in pairs(number, start)]
+            (folder / f"{split}.json").write_text(jsonl(rows), encoding="utf-8")
+        monkeypatch.setenv("HANZOO_DATA", str(tmp_path / "data"))
+        recipe["data"] |= {"name": "afqmc"}
+    path = write_recipe(tmp_path / "it.yaml", recipe)
+    assert cli.train([str(path), "--run", str(tmp_path / "run")]) == 0
+    distinct = {text for first, second, _ in pairs(40) for text in (first, second)}
+    results = json.loads((tmp_path / "run" / "results.json").read_text("utf-8"))
+    assert results["data"]["counts"]["train"] == {"texts": len(distinct)}
+    assert results["data"]["view"] == "texts of texts"
+    assert "texts.txt" in " ".join(results["data"]["sha256"])
+    assert any("texts in dev stand in train" in note for note in results["data"]["notes"])
+    assert hanzoo.load(tmp_path / "run").trained_on == ("texts",)
+    assert cli.train([str(path), "--run", str(tmp_path / "run"), "--resume"]) in (
+        0,
+        2,
+    )  # finished: nothing to go on with
+    capsys.readouterr()
+    assert cli.evaluate([str(tmp_path / "run"), "--json"]) == 0
+    assert "spearman" in json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["data.texts=texts.txt"], "data must have labelled pairs beside texts, to select by, but has none"),
+        (
+            ["data.texts=texts.txt", "data.triples=a.tsv", "data.dev=dev.tsv"],
+            "data must have one of train, triples and texts, which are what is trained on, but has triples and texts",
+        ),
+        (
+            ["data.texts=texts.txt", "data.dev=dev.tsv", "data.items=matches"],
+            "data must have items texts beside texts, but has matches. Set data.items=texts.",
+        ),
+        (
+            ["data.texts=texts.txt", "data.dev=dev.tsv", "objective.name=cosent"],
+            "cosent must have pairs to learn from, but the data's items are texts. Take another objective: arccse, info_nce.",
+        ),
+        (
+            ["data.train=train.tsv", "data.triple_columns={anchor: q}"],
+            "data must have triples beside triple_columns, but has none. Name their file (data.triples=my.tsv).",
+        ),
+        (["data.texts=nothing.txt", "data.dev=dev.tsv"], "nothing.txt"),
+        (
+            ["data.train=bare.tsv", "data.dev=dev.tsv", "data.items=triples", "objective.name=triplet"],
+            "triples are given by data.triples=FILE.",
+        ),
+        (
+            ["data.train=other.tsv", "data.dev=dev.tsv"],
+            "Say which it is: data.columns.first=NAME. In a file without header count all columns from 1",
+        ),
+        (["data.triples=other.tsv", "data.dev=dev.tsv"], "Say which it is: data.triple_columns.anchor=NAME."),
+    ],
+)
+def test_texts_and_triples_that_will_not_do(
+    settings: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = simcse(tmp_path)
+    write_pairs(tmp_path / "bare.tsv", [pair[:2] for pair in pairs(20)], "first\tsecond")
+    write_pairs(tmp_path / "other.tsv", pairs(20), "q\td\thow")
+    assert said in refused(tmp_path, recipe, capsys, *settings)
+
+
+def test_the_columns_of_a_file_are_said_as_the_error_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = write_recipe(tmp_path / "it.yaml", sections(tmp_path))
+    own = write_pairs(tmp_path / "other.tsv", pairs(60), "q\td\thow")
+    settings = [f"data.train={own}", "data.columns.first=q", "data.columns.second=d", "data.columns.label=how"]
+    assert cli.train([str(recipe), *settings, "--run", str(tmp_path / "run"), "--dry-run"]) == 0
+
+
+def test_what_is_trained_on_stays_where_other_data_is_named(tmp_path: Path) -> None:
+    recipe = simcse(tmp_path)
+    recipe["data"] = {"name": "stsb", "items": "texts", "most": 10}
+    path = write_recipe(tmp_path / "it.yaml", recipe)
+    found = load_recipe(path, [f"data.train={tmp_path / 'train.tsv'}"]).data.model_dump(exclude_none=True)
+    assert found["items"] == "texts"
+    assert not {"name", "most"} & set(found)
+    assert load_recipe(path, ["data.name=bq", "data.items=pairs"]).data.model_dump()["items"] == "pairs"
+    assert "items" not in load_recipe(path, ["data.name=stard"]).data.model_dump()  # of another task, which has none
+
+
+def test_errors_stay_out_of_what_a_program_reads(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.evaluate([str(run), "--json", "--errors"]) == 0
+    out, said = capsys.readouterr()
+    assert json.loads(out)["pairs"] == 24
+    assert "matches with the lowest scores" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("cluener", "--data: must be data of a matcher, but cluener is of a tagger. Take one of afqmc, "),
+        ("nosuch", "--data: must be a recipe or one of afqmc, "),
+        ("cluener_flat", "--data: must be data of a matcher, but cluener_flat is of a tagger"),
+    ],
+)
+def test_data_to_judge_by_is_named(name: str, said: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.evaluate([str(run), "--data", name]) == 2
+    message = capsys.readouterr().err
+    assert said in message
+    assert "stard" in message or name == "cluener_flat"

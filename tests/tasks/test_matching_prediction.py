@@ -122,6 +122,13 @@ def test_standard_input_needs_no_header(
     given(tsv(header=""))
     assert cli.predict([str(run)]) == 0
     check(run, json_lines(capfd.readouterr().out))
+    for header in ("first\tsecond\n", "sentence1\tsentence2\n"):  # a first line that names both sides is no pair
+        given(tsv(header=header))
+        assert cli.predict([str(run)]) == 0
+        check(run, json_lines(capfd.readouterr().out), tuple(header.split()))
+    given("first\t别的\n")  # one that names one side is
+    assert cli.predict([str(run)]) == 0
+    assert [row["second"] for row in json_lines(capfd.readouterr().out)] == ["别的"]
     given("".join(json.dumps({"a": a, "b": b}) + "\n" for a, b in PAIRS))
     assert cli.predict([str(run), "-", "--format", "jsonl", "--columns", "first=a,second=b"]) == 0
     check(run, json_lines(capfd.readouterr().out), ("a", "b"))

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hanzoo.data.document import Pair, Triple
+from hanzoo.data.document import Pair, Triple, texts_of
 from hanzoo.errors import RecipeError
 from hanzoo.models.layers.memory_queue import MemoryQueue
 from hanzoo.models.layers.similarity import cosine_similarities
-from hanzoo.models.layers.text_matcher import text_number, texts_of
+from hanzoo.models.layers.text_matcher import text_number
 from hanzoo.models.objectives.info_nce import InfoNCE, known_matches
 from tests.models.objectives.agreement import agree, differ, random_numbers
 from tests.references import matching as reference
