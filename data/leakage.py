@@ -154,6 +154,7 @@ class LeakageReport:
         pairs_normalised: pairs that stand in train after `text_key`, the former included.
         texts: how many distinct texts the pairs hold.
         texts_in_train: how many of the texts stand anywhere in train.
+        texts_normalised: texts that stand in train after `text_key`, the former included.
         both_texts_in_train: pairs of which both texts stand in train, together or apart.
         places: "file:line" of the first pairs that stand in train.
     """
@@ -165,6 +166,7 @@ class LeakageReport:
     pairs_normalised: int
     texts: int
     texts_in_train: int
+    texts_normalised: int
     both_texts_in_train: int
     places: tuple[str, ...] = ()
 
@@ -182,10 +184,12 @@ class LeakageReport:
             lines.append(
                 f"{self.pairs_in_train:,} of {self.pairs:,} {split} pairs stand in train, in either order{labels}{rewritten}"
             )
-        if self.texts_in_train:
+        if self.texts_normalised:
+            more = self.texts_normalised - self.texts_in_train
+            rewritten = f"; {more:,} more in another writing" if more else ""
             lines.append(
                 f"{self.texts_in_train:,} of {self.texts:,} texts in {split} stand in train "
-                f"({self.texts_in_train / self.texts:.0%}); {self.both_texts_in_train:,} pairs hold no other text"
+                f"({self.texts_in_train / self.texts:.0%}); {self.both_texts_in_train:,} pairs hold no other text{rewritten}"
             )
         return lines
 
@@ -226,8 +230,10 @@ def leakage(train: Iterable[Pair | Triple | Document], evaluated: Iterable[Pair 
             if len(places) < _PLACES_KEPT:
                 places.append(source)
         rewritten += labels is not None or _unordered(text_key(first), text_key(second)) in normalised
+    known_keys = set(keys.values())
+    alike = sum(text in known_texts or text_key(text) in known_keys for text in texts)
     return LeakageReport(
-        pairs, found, same, other, rewritten, len(texts), len(texts & known_texts), both, tuple(places)
+        pairs, found, same, other, rewritten, len(texts), len(texts & known_texts), alike, both, tuple(places)
     )
 
 

@@ -25,9 +25,9 @@ from hanzoo.data.pair_files import (
     PairReport,
     Scale,
     read_pairs,
+    read_texts,
     read_triples,
 )
-from hanzoo.data.readers import read_texts
 from hanzoo.data.training_items import pairs_of_triples
 from hanzoo.errors import DataError, RecipeError, nearest
 
@@ -296,6 +296,7 @@ def load_pairs(
     scale: str | None = None,
     columns: Mapping[str, str | int] | None = None,
     dev_from_train: bool = False,
+    judged_only: bool = False,
 ) -> PairData:
     """Load a data set of pairs: one of `MATCHING_SETS`, or files of one's own.
 
@@ -304,6 +305,7 @@ def load_pairs(
         train, dev, test: files of one's own (TSV, CSV, JSON lines). Without dev, 10 % of train by `is_pair_held_out` serve.
         scale: what the labels of one's own files mean, a name in `SCALES`; None is "binary".
         columns: which column of one's own files is what; see `pair_files.Layout`.
+        judged_only: something else is trained on: train is left out, but for what serves as dev.
         dev_from_train: select on 10 % of train. The official dev is then reported on where test has no labels, and else not used.
 
     Raises:
@@ -329,7 +331,7 @@ def load_pairs(
         official = _matches(entry, parts.reports, parts.notes)
         called = name if official else f"{name}-unofficial"
         parts.notes += [f"{name}: {remark}" for remark in entry.remarks]
-        return _assemble(parts, called, meaning, dev_from_train, official, entry)
+        return _assemble(parts, called, meaning, dev_from_train, official, entry, judged_only)
     if "train" not in own:
         raise RecipeError("data.train: must be given with data.dev or data.test, but is not. Add it.")
     meaning = own_scale(scale)
@@ -380,15 +382,15 @@ def load_triples(
 
 
 def load_texts(train: str | Path) -> TextData:
-    """Load texts to train on: a file of one's own, as `readers.read_texts` takes it.
+    """Load texts to train on: a file of one's own, see `pair_files.read_texts`.
 
     Raises:
         DataError: the file is missing or wrong.
     """
     path = expanded(str(train))
-    texts = tuple(read_texts(path))
+    texts = read_texts(path)
     notes = (f"{path.name}: {len(texts):,} texts",)
-    return TextData(_own_name(path), texts, {path.name: plain_sha256(path)}, notes, False)
+    return TextData(_own_name(path), tuple(texts), {path.name: plain_sha256(path)}, notes, False)
 
 
 def texts_with_pairs(
@@ -404,7 +406,7 @@ def texts_with_pairs(
     parts = _PairParts(notes=list(data.notes), hashes=dict(data.hashes))
     _add_own(parts, {"dev": dev, "test": test}, meaning, columns)
     parts.pairs["train"] = []
-    return _assemble(parts, data.name, meaning, False, False, None)
+    return _assemble(parts, _own_name(expanded(str(dev))), meaning, False, False, None)
 
 
 def with_pairs(
@@ -520,7 +522,7 @@ class _PairParts:
         if report.unlabelled and split == "dev":
             raise DataError(
                 f"{pairs[0].source}: a pair in dev must have a label, but has none. Add a column label, or say which it is "
-                "(columns label=NAME)."
+                "(data.columns.label=NAME)."
             )
         if report.unlabelled and split == "test":
             self.unlabelled = pairs
@@ -667,7 +669,13 @@ def _hold_out(train: Sequence[Pair], called: str, notes: list[str]) -> tuple[lis
 
 
 def _assemble(
-    parts: _PairParts, called: str, scale: Scale, dev_from_train: bool, official: bool, entry: MatchingSet | None
+    parts: _PairParts,
+    called: str,
+    scale: Scale,
+    dev_from_train: bool,
+    official: bool,
+    entry: MatchingSet | None,
+    judged_only: bool = False,
 ) -> PairData:
     notes = parts.notes
     train: Sequence[Pair] = parts.pairs["train"]
@@ -684,10 +692,12 @@ def _assemble(
         if train[0].label is None:
             raise DataError(
                 f"{train[0].source}: a pair must have a label where a tenth of train serves as dev, but has none. Give a file "
-                "for data.dev, or add a column label (or say which it is: columns label=NAME)."
+                "for data.dev, or add a column label (or say which it is: data.columns.label=NAME)."
             )
         train, dev = _hold_out(train, called, notes)
         dev_source = _HELD_OUT
+    if judged_only:
+        train = []
     for split, some in (("dev", dev), ("test", test or [])):
         notes += leakage(train, some).describe(split)
     return PairData(

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from hanzoo.data.document import Pair, Triple, is_blank
+from hanzoo.data.document import Document, Pair, Triple, is_blank
 from hanzoo.data.readers import identifier, parse_object, read_lines, read_whole_lines, shorten
 from hanzoo.data.text_streams import allow_long_fields
 from hanzoo.errors import DataError, RecipeError, nearest
@@ -43,6 +43,7 @@ TRIPLE_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "id": ("id",),
     }
 )
+TEXT_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType({"text": ("text", "sentence", "query"), "id": ("id",)})
 _OPTIONAL = ("label", "id")
 _EMPTY = "must hold a character that is no blank"
 
@@ -298,12 +299,36 @@ def read_triples(
     return triples, report
 
 
+def read_texts(path: Path | str) -> list[Document]:
+    """Read a whole file of single texts.
+
+    Args:
+        path: a file of UTF-8 text, gzipped if its name ends in .gz; a .txt holds a text a line, blank lines aside, every other file
+            a column, or key, of one of `TEXT_NAMES`.
+
+    Raises:
+        DataError: as `read_pairs`.
+    """
+    path = Path(path)
+    if path.name.removesuffix(".gz").lower().endswith(".txt"):
+        texts = [Document(line, (), f"{path}:{number}") for number, line in read_lines(path) if not is_blank(line)]
+    else:
+        found = _records(path, layout_of(path), TEXT_NAMES)
+        texts = [
+            Document(_text(record, "text", where), (), where, identifier(record, where)) for where, record in found
+        ]
+    if not texts:
+        raise DataError(f"{path}: the file must hold at least one text, but holds none. Check the path.")
+    return texts
+
+
 def _text(record: Mapping[str, Any], key: str, where: str) -> str:
     given = record[key]
+    what = "text" if key == "text" else f"{key} text"
     if not isinstance(given, str):
-        raise DataError(f"{where}: the {key} text must be a string, but is {shorten(given)}. Mend the line.")
+        raise DataError(f"{where}: the {what} must be a string, but is {shorten(given)}. Mend the line.")
     if is_blank(given):
-        raise DataError(f"{where}: the {key} text {_EMPTY}, but is {given!r}. Mend or remove the line.")
+        raise DataError(f"{where}: the {what} {_EMPTY}, but is {given!r}. Mend or remove the line.")
     return given
 
 
@@ -394,19 +419,26 @@ def _find(
         if len(candidates) > 1:
             raise DataError(
                 f"{where}: one name must stand for {name}, but {' and '.join(candidates)} do. "
-                f"Say which: columns {name}=NAME."
+                f"Rename the others{_or_train_with(names, name)}."
             )
         if candidates and candidates[0] in present:
             found[name] = candidates[0]
         elif name not in _OPTIONAL or named is not None:
             wanted = repr(candidates[0]) if candidates else f"one of {', '.join(known)}"
-            setting = f"data.{'triple_columns' if names is TRIPLE_NAMES else 'columns'}.{name}"
-            counted = f" In a file without header count all columns from 1 ({setting}=1)." if kind == "a column" else ""
+            cure = _or_train_with(names, name)
+            counted = ", or, in a file without header, its number from 1" if cure and kind == "a column" else ""
             raise DataError(
                 f"{where}: there must be {kind} for {name} ({wanted}), but there are only {shorten(', '.join(present))}. "
-                f"Say which it is: {setting}=NAME.{counted}"
+                f"Rename one{cure}{counted}."
             )
     return found
+
+
+def _or_train_with(names: Mapping[str, tuple[str, ...]], field: str) -> str:
+    """How a recipe says which column is what, for an error; "" where it cannot."""
+    sections = {"first": "columns", "anchor": "triple_columns"}
+    section = next((sections[name] for name in names if name in sections), None)
+    return f", or train with data.{section}.{field}=NAME" if section else ""
 
 
 def _counted(layout: Layout, names: Mapping[str, tuple[str, ...]]) -> dict[str, int]:

@@ -235,7 +235,7 @@ def _train(recipe: Recipe, folder: Path, resume: bool, device: torch.device, com
     )
     training.ensure_files(folder, say)
     progress = trainer.fit()
-    calibration = task.calibrate(model, data.dev, recipe.evaluate) if recipe.evaluate.calibrate else None
+    calibration = task.calibrate(model, data.dev, recipe.evaluate, data) if recipe.evaluate.calibrate else None
     on_first(lambda: write_folder(folder / "model", model.save))
     results: dict[str, Any] = {
         "recipe": recipe.name,

@@ -216,8 +216,16 @@ def _kept(section: Any, overrides: Sequence[str]) -> dict[str, Any]:
     new: dict[str, Any] = {}
     for override in overrides:
         _apply(new, override)
+    if not isinstance(section, dict) or not isinstance(new["data"], dict):
+        return {}
     kept = {key for task in TASKS if task.knows(new["data"]) for key in task.data_settings.kept}
-    return {key: value for key, value in section.items() if key in kept} if isinstance(section, dict) else {}
+    for key in sorted({key for task in TASKS for key in task.data_settings.kept} - kept - new["data"].keys()):
+        if kept and section.get(key) is not None:
+            raise RecipeError(
+                f"data.{key}: the recipe says {section[key]!r}, but the data that the command line names has no such setting. "
+                "Take another recipe."
+            )
+    return {key: value for key, value in section.items() if key in kept}
 
 
 def _step_of_file(section: Any) -> StepSize | None:

@@ -89,8 +89,8 @@ class MatchingDataSettings(DataSettings):
         test: (optional). `~` is put in full, here and in the two before.
         triples: a data set of triples by name (simclue), or a file of one's own. They are trained on; the pairs of `name`, or of
             `dev` and `test`, are what is selected and reported on. Without such pairs 10 % of the triples serve, as pairs.
-        texts: a file of one's own with single texts (.txt: one a line). They are trained on; the pairs of `name`, or of `dev` and
-            `test`, are what is selected and reported on.
+        texts: a file of one's own with single texts (.txt: one a line; else a column, or key, `text`). They are trained on; the
+            pairs of `name`, or of `dev` and `test`, are what is selected and reported on.
         scale: what the labels of one's own files mean; None = two classes, 0 and 1.
         columns: which column of one's own pairs is what.
         triple_columns: and of one's own triples.
@@ -149,6 +149,12 @@ class MatchingDataSettings(DataSettings):
                 "section",
                 "must have labelled pairs beside texts, to select by, but has none. Name a file of them (data.dev=my.tsv) or a "
                 "data set (data.name=stsb).",
+            )
+        if instead and self.name is None and self.dev_from_train:
+            raise PydanticCustomError(
+                "section",
+                "must have dev_from_train false beside {key} without a data set of pairs, but has true. Remove it.",
+                {"key": instead[0]},
             )
         for key, allowed in (("triples", ("triples", "texts")), ("texts", ("texts",))):
             if key in instead and self.items not in (None, *allowed):
@@ -223,9 +229,10 @@ class MatchingData:
     @property
     def item_settings(self) -> Mapping[ItemKind, str]:
         """See `AimedData`."""
-        if self.instead is not None:
-            return {kind: f"Set data.items={kind}" for kind in ("triples", "texts") if self.items == "triples"}
-        return {kind: f"Set data.items={kind} where the data has them" for kind in get_args(ItemKind)}
+        if self.instead is None:
+            return {kind: f"Set data.items={kind} where the data has them" for kind in get_args(ItemKind)}
+        kinds: tuple[ItemKind, ...] = ("triples", "texts") if isinstance(self.instead.train[0], Triple) else ("texts",)
+        return {kind: f"Set data.items={kind}" for kind in kinds}
 
     @property
     def name(self) -> str:
@@ -252,7 +259,13 @@ class MatchingData:
         return self.pairs.test_source
 
     def split(self, name: str) -> Sequence[Pair]:
-        return self.pairs.split(name)
+        """See `SplitData.split`. Raises DataError also where train holds no labelled pairs to be judged by."""
+        found = self.pairs.split(name)
+        if name == "train" and (not found or found[0].label is None):
+            raise DataError(
+                f"split: train must hold labelled pairs, but {self.name} is trained on {self.items} without. Use the split dev."
+            )
+        return found
 
 
 def labels_of(pairs: Sequence[Pair]) -> NDArray[np.float64]:
@@ -374,7 +387,7 @@ class Matching(Task):
         if instead is not None and settings.name is not None:
             hashes |= {f"{own}: {name}": digest for name, digest in instead.hashes.items()}
             notes += instead.notes
-        if instead is not None and (settings.name is not None or own == "texts"):
+        if instead is not None and (settings.name is not None or settings.texts is not None):
             for split, some in (("dev", pairs.dev), ("test", pairs.test or ())):
                 notes += [f"{own}: {line}" for line in leakage(instead.train, some).describe(split)]
         notes += check_leaks(
@@ -508,13 +521,15 @@ class Matching(Task):
 
         return evaluate_dev
 
-    def calibrate(self, model: Matcher, items: Sequence[Pair], settings: MatchingEvaluateSettings) -> dict[str, Any]:
+    def calibrate(
+        self, model: Matcher, items: Sequence[Pair], settings: MatchingEvaluateSettings, data: MatchingData
+    ) -> dict[str, Any]:
         """For two classes: the thresholds that are best on dev, and probabilities, both saved with the model.
 
         Thresholds are chosen on all of dev. Probabilities are fitted on every other pair of each class, and judged on the rest.
         """
         gold = labels_of(items)
-        if set(gold) != {0.0, 1.0}:
+        if not data.scale.is_binary or set(gold) != {0.0, 1.0}:
             return {"note": "labels are no two classes: there is no threshold and no probability"}
         scores = scores_of(model, items)
         best = {name: choose_threshold(gold, scores, name) for name in CHOSEN_FOR}
@@ -646,7 +661,9 @@ def _read(settings: MatchingDataSettings) -> tuple[PairData, TripleData | TextDa
         if settings.name is None:
             left, pairs = with_pairs(triples, **beside)
             return pairs, left
-    return load_pairs(name=settings.name, dev_from_train=settings.dev_from_train, **files), instead
+    judged_only = instead is not None
+    pairs = load_pairs(name=settings.name, dev_from_train=settings.dev_from_train, judged_only=judged_only, **files)
+    return pairs, instead
 
 
 def _items(

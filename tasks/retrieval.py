@@ -79,7 +79,7 @@ class RetrievalDataSettings(DataSettings):
     """
 
     sources: ClassVar[tuple[str, ...]] = ("name", "folder")
-    kept: ClassVar[tuple[str, ...]] = ("mining", "dev_passages")
+    kept: ClassVar[tuple[str, ...]] = ("mining",)
     names: ClassVar[Collection[str]] = tuple(name for name, known in MATCHING_SETS.items() if known.kind == "retrieval")
 
     name: str | None = None
@@ -576,7 +576,9 @@ class Retrieval(Task):
         few = data.selected[:most].in_fewer(4 * most)
         return few, len(data.selected.corpus.passages) / len(few.corpus.passages)
 
-    def calibrate(self, model: Matcher, items: Sequence[Any], settings: RetrievalEvaluateSettings) -> dict[str, Any]:
+    def calibrate(
+        self, model: Matcher, items: Sequence[Any], settings: RetrievalEvaluateSettings, data: RetrievalTaskData
+    ) -> dict[str, Any]:
         return {"note": "a ranking has no threshold: nothing is fitted"}
 
     def figures(self, model: Matcher, items: Sequence[Any], data: RetrievalTaskData) -> dict[str, Any]:

@@ -230,7 +230,9 @@ class Tagging(Task):
 
         return evaluate_dev
 
-    def calibrate(self, model: Tagger, items: Sequence[Document], settings: EvaluateSettings) -> dict[str, Any]:
+    def calibrate(
+        self, model: Tagger, items: Sequence[Document], settings: EvaluateSettings, data: TaggingData
+    ) -> dict[str, Any]:
         """Fit the model's temperature on every other document and state the calibration error on the rest.
 
         Minimises the log loss of "this predicted entity is right" over the temperature that divides all scores of the output layer.

@@ -294,13 +294,14 @@ class Task(ABC):
         return few, len(data.dev) / len(few)
 
     @abstractmethod
-    def calibrate(self, model: Any, items: Sequence[Any], settings: Any) -> dict[str, Any]:
+    def calibrate(self, model: Any, items: Sequence[Any], settings: Any, data: Any) -> dict[str, Any]:
         """Fit on dev what the model's answers are read by, and is saved with it; says what was fitted, and how well it does.
 
         Args:
             model: trained.
             items: of dev, with their gold.
             settings: the recipe's `evaluate` section.
+            data: that they are of.
         """
 
     @abstractmethod

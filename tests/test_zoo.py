@@ -461,7 +461,7 @@ def test_calibration_reads_each_text_once(learnt: Model, monkeypatch: pytest.Mon
 
     passes: list[int] = []
     hook = learnt.register_forward_hook(lambda model, inputs, output: passes.append(len(inputs[0].mask)))
-    facts = Tagging().calibrate(learnt, tiny.DOCUMENTS, TaggingEvaluateSettings())
+    facts = Tagging().calibrate(learnt, tiny.DOCUMENTS, TaggingEvaluateSettings(), None)
     hook.remove()
     assert facts["temperature"] == learnt.temperature
     assert sum(passes) == len(tiny.DOCUMENTS)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hanzoo.data.document import Pair, Query, Triple
+from hanzoo.data.document import Document, Pair, Query, Triple
 from hanzoo.data.leakage import (
     ENCODERS_TRAINED_ON,
     LEAKS,
@@ -45,10 +45,18 @@ def test_pairs_are_found_in_either_order() -> None:
     assert report.places == ("e:1", "e:2", "e:3")
     assert report.describe("dev") == [
         "3 of 6 dev pairs stand in train, in either order, 2 of them with the same label; 1 more in another writing",
-        "6 of 9 texts in dev stand in train (67%); 4 pairs hold no other text",
+        "6 of 9 texts in dev stand in train (67%); 4 pairs hold no other text; 2 more in another writing",
     ]
     assert json.loads(json.dumps(report.to_json()))["pairs_in_train"] == 3
     assert leakage(TRAIN, [Pair("全新", "也新", 1.0)]).describe("dev") == []
+
+
+def test_single_texts_are_in_no_pair() -> None:
+    report = leakage([Document("花呗"), Document("ＡＢ c")], [Pair("花呗", "ab C", 1.0), Pair("新的", "花呗", 0.0)])
+    assert (report.pairs_in_train, report.texts_in_train, report.texts_normalised) == (0, 1, 2)
+    assert report.describe("dev") == [
+        "1 of 3 texts in dev stand in train (33%); 0 pairs hold no other text; 1 more in another writing"
+    ]
 
 
 def test_triples_count_as_two_pairs_without_labels() -> None:

@@ -712,7 +712,11 @@ def test_a_file_of_texts_is_trained_on(
     assert results["data"]["counts"]["train"] == {"texts": len(distinct)}
     assert results["data"]["view"] == "texts of texts"
     assert "texts.txt" in " ".join(results["data"]["sha256"])
-    assert any("texts in dev stand in train" in note for note in results["data"]["notes"])
+    about = [note for note in results["data"]["notes"] if "stand in train" in note]
+    assert about[0].startswith("texts: ")  # of what is trained on, and not of the train of a set that judges
+    assert not any("pairs stand in train" in note for note in about)
+    assert cli.evaluate([str(tmp_path / "run"), "--split", "train"]) == 2
+    assert "split: train must hold labelled pairs" in capsys.readouterr().err
     assert hanzoo.load(tmp_path / "run").trained_on == ("texts",)
     assert cli.train([str(path), "--run", str(tmp_path / "run"), "--resume"]) in (
         0,
@@ -745,14 +749,29 @@ def test_a_file_of_texts_is_trained_on(
         ),
         (["data.texts=nothing.txt", "data.dev=dev.tsv"], "nothing.txt"),
         (
+            ["data.texts=other.tsv", "data.dev=dev.tsv"],
+            "there must be a column for text (one of text, sentence, query)",
+        ),
+        (
+            ["data.texts=texts.txt", "data.dev=dev.tsv", "data.dev_from_train=true"],
+            "data must have dev_from_train false beside texts without a data set of pairs, but has true.",
+        ),
+        (
+            ["data.triples=triples.jsonl", "data.dev=dev.tsv", "data.items=texts", "objective.name=triplet"],
+            "the data's items are texts. Set data.items=triples, or take another objective: arccse, info_nce.",
+        ),
+        (
             ["data.train=bare.tsv", "data.dev=dev.tsv", "data.items=triples", "objective.name=triplet"],
             "triples are given by data.triples=FILE.",
         ),
         (
             ["data.train=other.tsv", "data.dev=dev.tsv"],
-            "Say which it is: data.columns.first=NAME. In a file without header count all columns from 1",
+            "Rename one, or train with data.columns.first=NAME, or, in a file without header, its number from 1.",
         ),
-        (["data.triples=other.tsv", "data.dev=dev.tsv"], "Say which it is: data.triple_columns.anchor=NAME."),
+        (
+            ["data.triples=other.tsv", "data.dev=dev.tsv"],
+            "Rename one, or train with data.triple_columns.anchor=NAME, or",
+        ),
     ],
 )
 def test_texts_and_triples_that_will_not_do(
@@ -760,6 +779,7 @@ def test_texts_and_triples_that_will_not_do(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = simcse(tmp_path)
+    write_triples(tmp_path / "triples.jsonl", 20)
     write_pairs(tmp_path / "bare.tsv", [pair[:2] for pair in pairs(20)], "first\tsecond")
     write_pairs(tmp_path / "other.tsv", pairs(20), "q\td\thow")
     assert said in refused(tmp_path, recipe, capsys, *settings)
@@ -780,7 +800,12 @@ def test_what_is_trained_on_stays_where_other_data_is_named(tmp_path: Path) -> N
     assert found["items"] == "texts"
     assert not {"name", "most"} & set(found)
     assert load_recipe(path, ["data.name=bq", "data.items=pairs"]).data.model_dump()["items"] == "pairs"
-    assert "items" not in load_recipe(path, ["data.name=stard"]).data.model_dump()  # of another task, which has none
+    with pytest.raises(
+        RecipeError, match=r"data\.items: the recipe says 'texts', but the data that the command line names has no"
+    ):
+        load_recipe(path, ["data.name=stard"])  # of another task, which has none
+    with pytest.raises(RecipeError, match="data"):
+        load_recipe(path, ["data.name=bq", "data="])
 
 
 def test_errors_stay_out_of_what_a_program_reads(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

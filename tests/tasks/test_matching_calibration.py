@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import hanzoo
 from hanzoo import cli
 from hanzoo.data.document import Pair
+from hanzoo.data.pair_files import SCALES
 from hanzoo.errors import RunError
 from hanzoo.evaluation.calibration import brier, expected_calibration_error, fit_platt
 from hanzoo.evaluation.matching import choose_threshold
@@ -20,6 +22,8 @@ from hanzoo.tasks import matching
 from hanzoo.tasks.matching import Matching, MatchingEvaluateSettings
 from hanzoo.tasks.matching_errors import worst_pairs
 from tests.fixtures import write_recipe
+
+BINARY, GRADED = (SimpleNamespace(scale=SCALES[name]) for name in ("binary", "sts"))
 
 pytestmark = pytest.mark.usefixtures("encoders")
 
@@ -65,7 +69,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[Pair]]:
 def test_the_threshold_is_the_best_for_what_the_recipe_says(scored: tuple[Any, list[Pair]], chosen_for: Any) -> None:
     model, items = scored
     gold = np.array([pair.label for pair in items])
-    facts = Matching().calibrate(model, items, MatchingEvaluateSettings(chosen_for=chosen_for))
+    facts = Matching().calibrate(model, items, MatchingEvaluateSettings(chosen_for=chosen_for), BINARY)
     expected = choose_threshold(gold, model.given, chosen_for)
     assert (facts["threshold"], facts["chosen_for"], facts["on_dev"]) == (expected.value, chosen_for, expected.figure)
     assert model.threshold == expected.value
@@ -82,7 +86,7 @@ def test_the_threshold_is_the_best_for_what_the_recipe_says(scored: tuple[Any, l
 
 def test_probabilities_are_fitted_on_one_half_and_judged_on_the_other(scored: tuple[Any, list[Pair]]) -> None:
     model, items = scored
-    facts = Matching().calibrate(model, items, MatchingEvaluateSettings())
+    facts = Matching().calibrate(model, items, MatchingEvaluateSettings(), BINARY)
     gold = np.array([pair.label for pair in items]) == 1.0
     fitted = np.zeros(len(gold), dtype=bool)
     seen = {True: 0, False: 0}
@@ -101,7 +105,9 @@ def test_probabilities_are_fitted_on_one_half_and_judged_on_the_other(scored: tu
 def test_a_graded_scale_has_neither(scored: tuple[Any, list[Pair]]) -> None:
     model, items = scored
     graded = [Pair(pair.first, pair.second, float(index % 6)) for index, pair in enumerate(items)]
-    assert set(Matching().calibrate(model, graded, MatchingEvaluateSettings())) == {"note"}
+    assert set(Matching().calibrate(model, graded, MatchingEvaluateSettings(), BINARY)) == {"note"}
+    # 0 and 1 of 5 are no classes either
+    assert set(Matching().calibrate(model, items, MatchingEvaluateSettings(), GRADED)) == {"note"}
     assert model.threshold is None
     with pytest.raises(RunError, match="must have been calibrated on a dev set of two classes"):
         model.calibrated(model.given)

@@ -135,7 +135,7 @@ class LineFitting(Task):
     def dev_evaluation(self, model: Any, items: Sequence[Any], data: Points) -> Callable[[Model], dict[str, Any]]:
         return lambda trained: self.figures(trained, items, data)
 
-    def calibrate(self, model: Any, items: Sequence[Any], settings: Any) -> dict[str, Any]:
+    def calibrate(self, model: Any, items: Sequence[Any], settings: Any, data: Points) -> dict[str, Any]:
         return {"fitted": len(items)}
 
     def figures(self, model: Any, items: Sequence[Any], data: Points) -> dict[str, Any]:
