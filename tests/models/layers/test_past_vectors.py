@@ -16,6 +16,7 @@ from hanzoo.data.randomness import reseed
 from hanzoo.errors import RecipeError
 from hanzoo.models.layers.past_vectors import CrossBatchMemory, MomentumQueue
 from hanzoo.models.layers.similarity import cosine_similarities
+from hanzoo.models.layers.text_matcher import text_number
 from hanzoo.models.model import model_class
 from hanzoo.models.objectives.info_nce import InfoNCE, InfoNCESettings
 from tests import tiny
@@ -92,7 +93,7 @@ def test_what_stands_as_a_candidate_is_kept_after_the_step(kind: str, items: lis
 
 @every_kind
 def test_anchors_alone_see_it_but_for_their_own_texts(kind: str) -> None:
-    """The candidates of an anchor, by hand: those of the batch, and what is kept of other texts."""
+    """The candidates of an anchor, by hand: those of the batch, and what is kept of other texts that do not match it."""
     temperature = 0.5
     model = matcher({kind: {"capacity": 8}, "both_directions": True, "temperature": temperature}, PAIRS)
     plain = matcher({"both_directions": True, "temperature": temperature}, PAIRS)
@@ -107,10 +108,12 @@ def test_anchors_alone_see_it_but_for_their_own_texts(kind: str) -> None:
     kept = model.objective.past.queue
     scores = cosine_similarities(anchors, documents)
     past = cosine_similarities(anchors, kept.vectors)
-    for row in range(3):
-        own = {int(key) for key in batch.keys[row]}
+    for row, (anchor, number) in enumerate(((0, 4), (1, 4), (9, 5))):
+        # the text five before stands with the anchor too: as the first of a pair
+        matching = {text_number(TEXTS[(anchor + step) % 12]) for step in (5, -5)}
+        own = {int(key) for key in batch.keys[row]} | matching
         further = [float(past[row, place]) for place in range(6) if int(kept.ids[place]) not in own]
-        assert len(further) == (5 if row != 1 else 6)
+        assert len(further) == number
         forth = reference.info_nce(
             [*scores[row].double(), *torch.tensor(further, dtype=torch.float64)], row, temperature
         )
