@@ -804,7 +804,7 @@ def test_what_is_trained_on_stays_where_other_data_is_named(tmp_path: Path) -> N
         RecipeError, match=r"data\.items: the recipe says 'texts', but the data that the command line names has no"
     ):
         load_recipe(path, ["data.name=stard"])  # of another task, which has none
-    with pytest.raises(RecipeError, match="data"):
+    with pytest.raises(RecipeError, match="data must have exactly one of name and train"):
         load_recipe(path, ["data.name=bq", "data="])
 
 
